@@ -1,0 +1,136 @@
+"""Every error RB-FT raises on purpose, as one tree.
+
+    RBFTError                       code
+    ├── ConfigError                 config           a run or task file is wrong
+    ├── DataError                   data             the annotations are wrong
+    │   ├── ManifestError           manifest         a manifest file cannot be used
+    │   └── LeakError               leak             the same video is in two splits
+    ├── VideoError                  video            one video cannot be used; becomes an error row
+    │   ├── VideoMissingError       video_missing    no such file
+    │   ├── VideoEmptyError         video_empty      the file has no bytes
+    │   ├── VideoFormatError        video_format     container, protocol or codec not on the allow-list
+    │   ├── NoVideoStreamError      no_video_stream  audio or data only
+    │   ├── VideoDecodeError        video_decode     truncated, corrupt, encrypted
+    │   ├── VideoTrimError          video_trim       start/end leave nothing of the clip
+    │   ├── VideoTimeoutError       video_timeout    the decoder missed its deadline and was killed
+    │   ├── VideoMemoryError        video_memory     the decoder passed its memory limit
+    │   └── DecoderCrashError       decoder_crash    the decoder process died
+    ├── ModelError                  model            a model folder cannot be used
+    ├── EngineError                 engine           the inference engine refused or failed on a request
+    │   └── EngineGoneError         engine_gone      the engine is gone; its owner must exit
+    ├── TrainingError               training         a training run cannot start or go on
+    │   └── CheckpointError         checkpoint       a checkpoint is missing, partial or of another run
+    ├── ArtifactError               artifact         an artifact is missing, partial, altered or of another schema
+    └── JobError                    job              a job ended with too many bad rows, or cannot start
+
+A caller catches `RBFTError` and shows `str(error)`; machines read `error.code`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RBFTError(Exception):
+    """Root of the tree. The message says what is wrong, where, and what to do."""
+
+    code: ClassVar[str] = "rbft"
+
+
+class ConfigError(RBFTError):
+    code = "config"
+
+
+class DataError(RBFTError):
+    code = "data"
+
+
+class ManifestError(DataError):
+    code = "manifest"
+
+
+class LeakError(DataError):
+    code = "leak"
+
+
+class VideoError(RBFTError):
+    """One video cannot be used. A job writes it down as an error row with this `code` and goes on."""
+
+    code = "video"
+
+
+class VideoMissingError(VideoError):
+    code = "video_missing"
+
+
+class VideoEmptyError(VideoError):
+    code = "video_empty"
+
+
+class VideoFormatError(VideoError):
+    code = "video_format"
+
+
+class NoVideoStreamError(VideoError):
+    code = "no_video_stream"
+
+
+class VideoDecodeError(VideoError):
+    code = "video_decode"
+
+
+class VideoTrimError(VideoError):
+    code = "video_trim"
+
+
+class VideoTimeoutError(VideoError):
+    code = "video_timeout"
+
+
+class VideoMemoryError(VideoError):
+    code = "video_memory"
+
+
+class DecoderCrashError(VideoError):
+    code = "decoder_crash"
+
+
+class ModelError(RBFTError):
+    code = "model"
+
+
+class EngineError(RBFTError):
+    code = "engine"
+
+
+class EngineGoneError(EngineError):
+    code = "engine_gone"
+
+
+class TrainingError(RBFTError):
+    code = "training"
+
+
+class CheckpointError(TrainingError):
+    code = "checkpoint"
+
+
+class ArtifactError(RBFTError):
+    code = "artifact"
+
+
+class JobError(RBFTError):
+    code = "job"
+
+
+def _walk(root: type[RBFTError]) -> list[type[RBFTError]]:
+    return [root, *(sub for child in root.__subclasses__() for sub in _walk(child))]
+
+
+def error_from_code(code: str, message: str) -> RBFTError:
+    """The error of our tree whose `code` is `code`, carrying `message`; `VideoError` for a code this version does not know.
+
+    Used to carry an error across a process boundary without pickling exceptions.
+    """
+    by_code = {error.code: error for error in _walk(RBFTError)}
+    return by_code.get(code, VideoError)(message)
