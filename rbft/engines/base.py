@@ -1,0 +1,52 @@
+"""What an inference engine does: write text about a clip, and score labels for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rbft.records import Clip
+from rbft.task import Message
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn. Temperature 0 is greedy; then `seed` has no effect."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Text an engine wrote."""
+
+    text: str
+    num_prompt_tokens: int
+    num_tokens: int
+    """Generated tokens, the end token among them."""
+    finish_reason: str
+    """"stop" (the end token) or "length" (`max_new_tokens`)."""
+
+
+class Engine(Protocol):
+    """One loaded model. Methods are coroutines that may run concurrently; they raise `EngineError` for one request's failure and
+    `EngineGoneError` when the engine is dead and its owner must exit."""
+
+    async def generate(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> Generated:
+        """Text that continues the conversation about `clip`."""
+        ...
+
+    async def score(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str]) -> dict[str, float]:
+        """Label -> log-likelihood (natural) of its tokens and the end token as the answer; unnormalised over labels."""
+        ...
+
+    async def check_health(self) -> None:
+        """Raise `EngineGoneError` if the engine cannot serve any more."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; idempotent."""
+        ...

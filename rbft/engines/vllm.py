@@ -1,0 +1,129 @@
+"""vLLM as an `Engine`: `AsyncLLM` with continuous batching, a prefix cache over the video, and exact label reads.
+
+On the CPU backend, sizes that must be set by environment variable are set here, before vllm is imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from rbft.config import EngineConfig, ModelConfig
+from rbft.engines.base import Generated, Sampling
+from rbft.engines.labels import label_tree, sum_over_tree
+from rbft.errors import EngineError, EngineGoneError
+from rbft.models.chat import ChatAdapter
+from rbft.models.load import check_has_weights
+from rbft.records import Clip, VideoSpec
+from rbft.task import Message
+
+
+class VllmEngine:
+    """Owns one `AsyncLLM`; must be built and used in a running event loop. See `rbft.engines.base.Engine`."""
+
+    def __init__(self, model: ModelConfig, config: EngineConfig, spec: VideoSpec, seed: int = 0) -> None:
+        check_has_weights(model.path)
+        if config.num_gpus == 0:
+            _set_cpu_environment(config)
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._dead_error = EngineDeadError
+        self.adapter = ChatAdapter(model.path, spec)
+        arguments: dict[str, Any] = {
+            "model": model.path,
+            "dtype": model.dtype,
+            "max_model_len": config.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "enforce_eager": config.enforce_eager,
+            "seed": seed,
+            "limit_mm_per_prompt": {"image": 0, "video": 1},
+            "mm_processor_kwargs": self.adapter.video_kwargs,
+            "disable_log_stats": True,
+        }
+        if config.block_size is not None:
+            arguments["block_size"] = config.block_size
+        if config.num_gpus > 0:
+            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        try:
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise EngineGoneError(f"{model.path}: vLLM cannot start: {_one_line(error)}") from error
+
+    async def generate(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> Generated:
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            seed=sampling.seed if sampling.temperature > 0 else None,
+            stop_token_ids=[self.adapter.end_token_id],
+            detokenize=False,
+        )
+        result = await self._run(self.adapter.vllm_prompt(clip, messages), params)
+        output = result.outputs[0]
+        return Generated(
+            text=self.adapter.decode(output.token_ids),
+            num_prompt_tokens=len(result.prompt_token_ids),
+            num_tokens=len(output.token_ids),
+            finish_reason=output.finish_reason,
+        )
+
+    async def score(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str]) -> dict[str, float]:
+        answers = {label: self.adapter.answer_ids(label) for label in labels}
+        tree = label_tree(answers)
+        # The root first: it puts the video into the prefix cache, where the other nodes find it.
+        root, *others = tree
+        reads = {root: await self._read(clip, messages, root, tree[root])}
+        values = await asyncio.gather(*(self._read(clip, messages, node, tree[node]) for node in others))
+        reads.update(zip(others, values, strict=True))
+        return sum_over_tree(answers, reads)
+
+    async def check_health(self) -> None:
+        try:
+            await self._llm.check_health()
+        except self._dead_error as error:
+            raise EngineGoneError(f"the engine is dead: {_one_line(error)}") from error
+
+    def close(self) -> None:
+        self._llm.shutdown()
+
+    async def _read(self, clip: Clip, messages: Sequence[Message], node: Sequence[int], tokens: list[int]) -> dict[int, float]:
+        """Log-probability of each of `tokens` right after the prompt and `node`."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=len(tokens), logprob_token_ids=tokens, detokenize=False)
+        result = await self._run(self.adapter.vllm_prompt(clip, messages, node), params)
+        read = result.outputs[0].logprobs[0]
+        return {token: read[token].logprob for token in tokens}
+
+    async def _run(self, prompt: dict[str, Any], params: Any) -> Any:
+        result = None
+        try:
+            stream: AsyncIterator[Any] = self._llm.generate(prompt, params, request_id=uuid.uuid4().hex)
+            async for result in stream:
+                pass
+        except self._dead_error as error:
+            raise EngineGoneError(f"the engine died: {_one_line(error)}") from error
+        except ValueError as error:
+            raise EngineError(f"the engine refused the request: {_one_line(error)}") from error
+        if result is None or not result.outputs:
+            raise EngineError("the engine gave no output for the request")
+        return result
+
+
+def _set_cpu_environment(config: EngineConfig) -> None:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.kv_cache_gib_cpu))))
+    # Ray places actors and the kernel their threads; vLLM's own binding would put every engine on the same cores.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,51 @@
+"""Where things lie in a run's folder. The one place that knows; paths are strings, as a run may lie on an object store.
+
+    <run>/config.yaml                               resolved configuration
+    <run>/run.json                                  versions, hashes, lineage, and which artifact is the current one of each kind
+    <run>/manifest.parquet
+    <run>/rationales/<fingerprint>/                 part-*.parquet while it grows, rationales.parquet and COMPLETE.json at the end
+    <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
+    <run>/evaluation/<system>/<fingerprint>/        predictions.parquet, metrics.json, COMPLETE.json
+    <run>/report.html, summary.json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["rationale", "classify"]
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    root: str
+
+    @property
+    def config(self) -> str:
+        return f"{self.root}/config.yaml"
+
+    @property
+    def run_json(self) -> str:
+        return f"{self.root}/run.json"
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.root}/manifest.parquet"
+
+    @property
+    def report(self) -> str:
+        return f"{self.root}/report.html"
+
+    @property
+    def summary(self) -> str:
+        return f"{self.root}/summary.json"
+
+    def rationales(self, fingerprint: str) -> str:
+        return f"{self.root}/rationales/{fingerprint}"
+
+    def train(self, system: str, stage: Stage, fingerprint: str) -> str:
+        return f"{self.root}/train/{system}/{stage}/{fingerprint}"
+
+    def evaluation(self, system: str, fingerprint: str) -> str:
+        return f"{self.root}/evaluation/{system}/{fingerprint}"

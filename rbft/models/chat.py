@@ -1,0 +1,152 @@
+"""The one place that turns a clip and a conversation into model input.
+
+Training, generation, evaluation and serving all come through `ChatAdapter`, so that token ids, grid, 3-D positions,
+`second_per_grid_ts` and pixel values are the same everywhere (a test holds that).
+
+What it takes care of, because each goes wrong silently:
+- `second_per_grid_ts` = 2 / fps comes from the clip's true sampled rate, not from a default of 24 fps;
+- `mm_token_type_ids` is always carried, else M-RoPE falls back to 1-D positions;
+- frames are already of their final size (`rbft.video.sampling.fit_size`), so the processor neither resizes nor samples again.
+
+Shape legend: L tokens of a sample, P patches of a video, D = 3 * temporal_patch * patch**2, T/H/W grid in patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rbft.errors import ModelError
+from rbft.records import Clip, VideoSpec
+from rbft.task import Message
+
+IGNORE_INDEX = -100
+"""torch.nn.functional.cross_entropy's default: positions that are not supervised."""
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One conversation about one clip, as tensors on the CPU, unpadded."""
+
+    input_ids_L: torch.Tensor
+    """int64; the video placeholder is expanded to one token a merged patch."""
+    labels_L: torch.Tensor
+    """int64; the token itself where it is supervised (the answer and its end token), `IGNORE_INDEX` elsewhere."""
+    mm_token_type_ids_L: torch.Tensor
+    """int64; 2 at video tokens, 0 elsewhere."""
+    pixel_values_PD: torch.Tensor
+    """float32, normalised."""
+    grid_thw: torch.Tensor
+    """int64 [3]: temporal, height and width of the grid in patches."""
+    second_per_grid_ts: float
+    """Seconds between temporal patches: 2 / fps."""
+
+    @property
+    def num_supervised_tokens(self) -> int:
+        return int((self.labels_L != IGNORE_INDEX).sum())
+
+
+class ChatAdapter:
+    """Clips and messages to model input, for the model in `model_path`."""
+
+    def __init__(self, model_path: str | Path, spec: VideoSpec) -> None:
+        from transformers import AutoProcessor
+
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(str(model_path))
+        except (OSError, ValueError) as error:
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"{model_path}: no processor can be loaded from it ({first_line}); give a whole model folder") from None
+        self.tokenizer: Any = self.processor.tokenizer
+        self.spec = spec
+        self.video_token_id: int = self.processor.video_token_id
+        self.end_token_id: int = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.temporal_patch_size: int = self.processor.video_processor.temporal_patch_size
+
+    @property
+    def video_kwargs(self) -> dict[str, Any]:
+        """What the Hugging Face video processor is told, by us and by vLLM: frames are final, leave them as they are."""
+        size = {"shortest_edge": self.spec.min_pixels, "longest_edge": self.spec.max_pixels}
+        return {"size": size, "do_resize": False, "cap_pixels_per_frame": False}
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The conversation in the model's chat format, up to where the assistant begins; one unexpanded video placeholder."""
+        return str(self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of `prompt_text`, with the one video placeholder not yet expanded (what vLLM takes)."""
+        return list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of the assistant's `answer` and its end token: what is supervised, and what a label's likelihood sums over."""
+        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end_token_id]
+
+    def video_metadata(self, clip: Clip) -> dict[str, Any]:
+        """The clip as its own video: the sampled frames at their true rate (transformers' and vLLM's metadata keys)."""
+        return {
+            "fps": clip.fps,
+            "total_num_frames": clip.num_frames,
+            "frames_indices": list(range(clip.num_frames)),
+            "duration": clip.num_frames / clip.fps,
+            "video_backend": clip.backend,
+        }
+
+    def encode(self, clip: Clip, messages: Sequence[Message], answer: str | None = None) -> EncodedSample:
+        """The prompt about `clip`, followed by `answer` and the end token as supervised tokens if it is given."""
+        features = self.processor.video_processor(
+            videos=[torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2)],
+            do_sample_frames=False,
+            return_tensors="pt",
+            **self.video_kwargs,
+        )
+        grid_thw = features["video_grid_thw"][0]
+        num_video_tokens = int(grid_thw.prod()) // self.processor.video_processor.merge_size**2
+        ids = self.prompt_ids(messages)
+        if ids.count(self.video_token_id) != 1:
+            raise ModelError("the chat template must give exactly one video placeholder a conversation; it gave another number")
+        at = ids.index(self.video_token_id)
+        prompt = ids[:at] + [self.video_token_id] * num_video_tokens + ids[at + 1 :]
+        answer_ids = [] if answer is None else self.answer_ids(answer)
+        input_ids_L = torch.tensor(prompt + answer_ids)
+        labels_L = torch.tensor([IGNORE_INDEX] * len(prompt) + answer_ids)
+        return EncodedSample(
+            input_ids_L=input_ids_L,
+            labels_L=labels_L,
+            mm_token_type_ids_L=(input_ids_L == self.video_token_id).long() * 2,
+            pixel_values_PD=features["pixel_values_videos"],
+            grid_thw=grid_thw,
+            second_per_grid_ts=self.temporal_patch_size / clip.fps,
+        )
+
+    def collate(self, samples: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
+        """Model keyword arguments for a batch of B samples, padded on the right to the longest, and `labels` [B, L]."""
+        pad = torch.nn.utils.rnn.pad_sequence
+        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_token_id
+        lengths = torch.tensor([len(sample.input_ids_L) for sample in samples])
+        batch = {
+            "input_ids": pad([sample.input_ids_L for sample in samples], batch_first=True, padding_value=pad_id),
+            "attention_mask": (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long(),
+            "mm_token_type_ids": pad([sample.mm_token_type_ids_L for sample in samples], batch_first=True),
+            "labels": pad([sample.labels_L for sample in samples], batch_first=True, padding_value=IGNORE_INDEX),
+            "pixel_values_videos": torch.cat([sample.pixel_values_PD for sample in samples]),
+            "video_grid_thw": torch.stack([sample.grid_thw for sample in samples]),
+        }
+        if "second_per_grid_ts" in self.processor.model_input_names:
+            batch["second_per_grid_ts"] = torch.tensor([sample.second_per_grid_ts for sample in samples])
+        return batch
+
+    def vllm_prompt(self, clip: Clip, messages: Sequence[Message], answer_prefix: Sequence[int] = ()) -> dict[str, Any]:
+        """The same conversation as vLLM's `TokensPrompt`; `answer_prefix` are token ids the assistant has said already."""
+        metadata = self.video_metadata(clip) | {"do_sample_frames": False}
+        return {
+            "prompt_token_ids": [*self.prompt_ids(messages), *answer_prefix],
+            "multi_modal_data": {"video": [(clip.frames_THWC, metadata)]},
+        }
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of generated `token_ids`, without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True)).strip()

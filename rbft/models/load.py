@@ -1,0 +1,79 @@
+"""Loading and saving model folders, and the task card inside them.
+
+A model folder is self-contained: transformers and vLLM load it, and `rbft.json`, the task card, holds what else serving needs (labels,
+prompts, video settings, lineage).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rbft.errors import ModelError
+from rbft.records import VideoSpec
+from rbft.task import Task
+
+TASK_CARD = "rbft.json"
+TASK_CARD_VERSION = 1
+
+
+def load_model(path: str | Path, dtype: str, attention: str = "sdpa") -> Any:
+    """The `transformers` video chat model in the folder `path`, on the CPU in `dtype` ("float32" or "bfloat16").
+
+    Raises `ModelError` if the folder holds no such model or no weights.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    check_has_weights(path)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=getattr(torch, dtype), attn_implementation=attention)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path}: no model can be loaded from it: {first_line}") from None
+    if not hasattr(model.model, "visual"):
+        raise ModelError(f"{path}: {type(model).__name__} has no vision tower; give a Qwen2-VL or Qwen2.5-VL model")
+    return model
+
+
+def check_has_weights(path: str | Path) -> None:
+    """Raise `ModelError` if `path` is a folder without a configuration, or without (all of) its safetensors weights."""
+    folder = Path(path)
+    if not folder.exists() and not folder.is_absolute() and not str(path).startswith("."):
+        return  # A hub name; transformers says what is wrong with it.
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json there; set model.path to a folder with a Hugging Face model")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        shards = ["model.safetensors"]
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise ModelError(f"{folder}: has no weights: {', '.join(missing)} is missing; download or copy the whole model folder")
+
+
+def save_model(model: Any, processor: Any, folder: Path, card: dict[str, Any]) -> None:
+    """Write weights (safetensors), processor and task card to `folder`."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / TASK_CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def make_card(task: Task, spec: VideoSpec, lineage: dict[str, Any]) -> dict[str, Any]:
+    """The task card: everything about the task and the videos that a server of this model must know."""
+    return {"schema_version": TASK_CARD_VERSION, "task": task.model_dump(mode="json"), "video": asdict(spec), "lineage": lineage}
+
+
+def read_card(folder: str | Path) -> tuple[Task, VideoSpec, dict[str, Any]]:
+    """Task, video settings and lineage of the model in `folder`; raises `ModelError` if it has no card this code can read."""
+    path = Path(folder) / TASK_CARD
+    try:
+        card = json.loads(path.read_text())
+        if card["schema_version"] != TASK_CARD_VERSION:
+            raise ModelError(f"{path}: schema version {card['schema_version']}, this code reads {TASK_CARD_VERSION}; train the model again")
+        return Task.model_validate(card["task"]), VideoSpec(**card["video"]), card["lineage"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: no task card can be read from it ({error}); give a `final` folder of a training run") from None

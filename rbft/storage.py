@@ -1,0 +1,163 @@
+"""Files on any pyarrow filesystem: a local or NFS path, `file://`, `s3://`, `gs://`.
+
+Everything a run leaves behind is written through here. Small files appear whole or not at all: locally by a rename, on an object store
+because an upload only exists once it is finished. Paths are joined with "/" and never normalised further.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from rbft.errors import ArtifactError, VideoMissingError
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem that holds `uri` and the path there; raises `ArtifactError` for a scheme nobody serves."""
+    if "://" not in uri:
+        return fs.LocalFileSystem(), os.path.abspath(uri)
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise ArtifactError(f"{uri}: no filesystem for it ({error}); use a path, file://, s3:// or gs://") from None
+
+
+def is_local(uri: str) -> bool:
+    return isinstance(filesystem(uri)[0], fs.LocalFileSystem)
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local `uri`; raises `ArtifactError` if it is not local."""
+    where, path = filesystem(uri)
+    if not isinstance(where, fs.LocalFileSystem):
+        raise ArtifactError(f"{uri}: must be on a local or shared disk for this step")
+    return Path(path)
+
+
+def exists(uri: str) -> bool:
+    where, path = filesystem(uri)
+    return where.get_file_info(path).type != fs.FileType.NotFound
+
+
+def make_folder(uri: str) -> None:
+    """Make `uri` and its parents; raises `ArtifactError` that says so when it cannot be written."""
+    where, path = filesystem(uri)
+    try:
+        where.create_dir(path, recursive=True)
+        if isinstance(where, fs.LocalFileSystem):
+            with tempfile.TemporaryFile(dir=path):
+                pass
+    except OSError as error:
+        raise ArtifactError(f"{uri}: cannot be written ({error}); give another output_dir or mend its permissions") from None
+
+
+def list_files(uri: str, recursive: bool = False) -> list[fs.FileInfo]:
+    """The files below the folder `uri`, sorted by path; empty if there is no such folder."""
+    where, path = filesystem(uri)
+    found = where.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    return sorted((info for info in found if info.type == fs.FileType.File), key=lambda info: str(info.path))
+
+
+def delete_folder(uri: str) -> None:
+    where, path = filesystem(uri)
+    if where.get_file_info(path).type == fs.FileType.Directory:
+        where.delete_dir(path)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The bytes of `uri`; raises `ArtifactError` if there are none to read."""
+    where, path = filesystem(uri)
+    try:
+        with where.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+    except OSError as error:
+        raise ArtifactError(f"{uri}: cannot be read ({error})") from None
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write `uri` whole or not at all, replacing what was there."""
+    where, path = filesystem(uri)
+    local = isinstance(where, fs.LocalFileSystem)
+    where.create_dir(os.path.dirname(path), recursive=True)
+    target = f"{path}.{uuid.uuid4().hex}.tmp" if local else path
+    with where.open_output_stream(target, compression=None) as stream:
+        stream.write(content)
+    if local:
+        os.replace(target, path)
+
+
+def read_json(uri: str) -> Any:
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise ArtifactError(f"{uri}: not valid JSON ({error}); delete it and run again") from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode())
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """The Parquet file `uri`; raises `ArtifactError` if it is not one."""
+    where, path = filesystem(uri)
+    try:
+        return pq.read_table(path, filesystem=where, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtifactError(f"{uri}: cannot be read as Parquet ({error})") from None
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Write `table` to the Parquet file `uri`, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def upload_folder(source: Path, uri: str) -> None:
+    """Copy the local folder `source` to `uri`."""
+    where, path = filesystem(uri)
+    fs.copy_files(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
+
+
+@contextlib.contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """The folder `uri` as a local one: itself where it is local, else a copy that lives as long as the context."""
+    where, path = filesystem(uri)
+    if isinstance(where, fs.LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="rbft-") as copy:
+        fs.copy_files(path, copy, source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+        yield Path(copy)
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """The video file `uri` as a local one: itself where it is local, else a copy that lives as long as the context.
+
+    Raises `VideoMissingError` if a remote file cannot be fetched; a missing local file is found out by who opens it.
+    """
+    if "://" not in uri:
+        yield Path(uri)
+        return
+    where, path = filesystem(uri)
+    if isinstance(where, fs.LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="rbft-") as folder:
+        copy = Path(folder) / "video"
+        try:
+            fs.copy_files(path, str(copy), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+        except OSError as error:
+            raise VideoMissingError(f"{uri}: cannot be fetched ({error})") from None
+        yield copy
