@@ -1,0 +1,42 @@
+# Everything a person runs here. Each target sets up what it needs; set-up takes a moment when there is nothing to do.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+# Child processes (Ray's workers, a job's bare `python`, ninja) must find the environment first.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup demo serve test test-full check bench base clean
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup:  ## install everything in .venv, for the GPU if there is one, else for the CPU
+	@scripts/setup.sh
+
+demo: setup  ## the whole of RB-FT on the miniature: rationales, two stages, evaluation, report
+	$(PYTHON) -m miniature.demo
+
+serve: setup  ## the endpoint on the demo's model
+	$(PYTHON) -m serve --config configs/miniature.yaml
+
+test: setup  ## unit tests, then integration tests on real engines
+	$(PYTHON) -m pytest
+
+test-full: setup  ## also the slow ones: kill matrices, every recipe
+	$(PYTHON) -m pytest -m "slow or not slow"
+
+check: setup  ## lint, format, types, import direction
+	ruff check .
+	ruff format --check .
+	mypy
+	$(PYTHON) -m pytest -q tests/test_imports.py
+
+bench: setup  ## measure; results go to benchmarks/results/
+	$(PYTHON) -m benchmarks
+
+base: setup  ## train the miniature's base model again (about an hour on two cores; goes on where it stopped)
+	$(PYTHON) -m miniature.base
+
+clean:  ## remove caches and builds; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -path ./runs -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
