@@ -1,0 +1,51 @@
+"""Loss curves, from the `log.jsonl` that training leaves in `<run>/train/<system>/<stage>/`."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+from rbft import storage
+from rbft.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """The training loss of one stage of one system."""
+
+    system: str
+    stage: str
+    steps: tuple[int, ...]
+    """Optimiser steps, rising."""
+    losses: tuple[float, ...]
+    """Token mean over the global batch, nats; NaN or infinite where training said so."""
+
+
+def read_curve(uri: str, system: str, stage: str) -> LossCurve:
+    """The loss curve in the file `uri`. Where a resumed run logged a step again, the last record counts.
+
+    A line that is not a JSON object is left out: a process that is killed while it appends leaves one, and the steps after it are sound.
+
+    Raises:
+        ArtifactError: no such file, or no line with a step and a loss.
+    """
+    loss_at: dict[int, float] = {}
+    for line in storage.read_bytes(uri).decode(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record and "loss" in record:
+            loss_at[int(record["step"])] = math.nan if record["loss"] is None else float(record["loss"])
+    if not loss_at:
+        raise ArtifactError(f"{uri}: no line holds a step and its loss; train this stage again")
+    steps = tuple(sorted(loss_at))
+    return LossCurve(system=system, stage=stage, steps=steps, losses=tuple(loss_at[step] for step in steps))
+
+
+def read_curves(run_uri: str) -> list[LossCurve]:
+    """Every stage's loss curve of the run folder `run_uri`, sorted by system and stage; empty for a run that has trained nothing."""
+    tails = [str(info.path).split("/")[-4:] for info in storage.list_files(f"{run_uri}/train", recursive=True)]
+    stages = sorted((tail[1], tail[2]) for tail in tails if len(tail) == 4 and tail[0] == "train" and tail[3] == "log.jsonl")
+    return [read_curve(f"{run_uri}/train/{system}/{stage}/log.jsonl", system, stage) for system, stage in stages]

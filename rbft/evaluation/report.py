@@ -1,0 +1,102 @@
+"""`report.html`: one file that needs nothing else, neither a script nor the network.
+
+Every text that comes from outside is escaped by the template engine; a content security policy in the page forbids the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from rbft import storage
+from rbft.evaluation.compare import Comparison
+from rbft.evaluation.figures import IntervalRow, frame_images, interval_plot, loss_plot
+from rbft.evaluation.metrics import METRICS, Metrics, metrics_from_confusion
+from rbft.evaluation.paper import SMARTHOME_LABELS, PaperRow, paper_table
+from rbft.evaluation.report_data import ReportData
+from rbft.evaluation.tables import (
+    METRIC_TITLES,
+    difference_sentence,
+    duration,
+    interval,
+    majority_metrics,
+    percent,
+    points,
+    system_title,
+)
+
+_TEMPLATE = "report.html.j2"
+
+
+def render_report(report: ReportData) -> str:
+    """The report as one HTML page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rbft.evaluation", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent, interval=interval, points=points, duration=duration, system_title=system_title, frame_images=frame_images
+    )
+    return environment.get_template(_TEMPLATE).render(_context(report))
+
+
+def write_report(report: ReportData, uri: str) -> None:
+    """Write the page to the file `uri`, whole or not at all, replacing what was there."""
+    storage.write_bytes(uri, render_report(report).encode())
+
+
+def _context(report: ReportData) -> dict[str, Any]:
+    first = report.systems[0].likelihood if report.systems else None
+    majority = majority_metrics(first) if first else None
+    modes = [("By label likelihood", [(system.name, system.likelihood) for system in report.systems])]
+    generate = [(system.name, system.generate) for system in report.systems if system.generate is not None]
+    if generate:
+        modes.append(("By generated text", generate))
+    return {
+        "report": report,
+        "headlines": [difference_sentence(comparison) for comparison in report.comparisons],
+        "metric_titles": METRIC_TITLES,
+        "modes": modes,
+        "majority": majority,
+        "metric_plots": [(METRIC_TITLES[name], _metric_plot(report, majority, name)) for name in METRICS] if majority else [],
+        "comparison_plots": [(METRIC_TITLES[name], _comparison_plot(report.comparisons, name)) for name in METRICS]
+        if report.comparisons
+        else [],
+        "curves": [(curve, loss_plot(curve)) for curve in report.curves],
+        "paper_tables": [(table, [(row, _decoded(row)) for row in paper_table(table)]) for table in (1, 2)],
+    }
+
+
+def _metric_plot(report: ReportData, majority: Metrics, metric: str) -> Markup:
+    rows = [
+        IntervalRow(system_title(system.name), getattr(system.likelihood, metric), system.likelihood.ci95[metric])
+        for system in report.systems
+    ]
+    description = f"{METRIC_TITLES[metric]} by system with 95 % intervals, per cent; the dashed line is the majority baseline"
+    return interval_plot(rows, description=description, ends=(0.0, 1.0), reference=getattr(majority, metric))
+
+
+def _comparison_plot(comparisons: tuple[Comparison, ...], metric: str) -> Markup:
+    rows = [
+        IntervalRow(
+            f"{system_title(comparison.system)} − {system_title(comparison.baseline)}",
+            comparison.differences[metric].value,
+            comparison.differences[metric].ci95,
+        )
+        for comparison in comparisons
+    ]
+    # One axis for the three metrics, wide enough for all of them and the same on both sides of zero.
+    reach = max(abs(end) for comparison in comparisons for difference in comparison.differences.values() for end in difference.ci95)
+    reach = max(0.05, min(1.0, 1.05 * reach))
+    description = f"difference of {METRIC_TITLES[metric]} with 95 % intervals, percentage points; the dashed line is zero"
+    return interval_plot(rows, description=description, ends=(-reach, reach), reference=0.0, signed=True)
+
+
+def _decoded(row: PaperRow) -> Metrics | None:
+    """The metrics of a paper row's one fitting confusion matrix; None where there is no such matrix."""
+    return metrics_from_confusion(row.confusion, SMARTHOME_LABELS) if row.confusion else None

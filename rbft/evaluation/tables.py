@@ -1,0 +1,106 @@
+"""Results as text: numbers with their intervals, the terminal's table, the summary's dictionary, the sentence that says what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rbft.evaluation.compare import Comparison
+from rbft.evaluation.metrics import METRICS, Interval, Metrics, metrics_from_confusion
+
+SYSTEM_TITLES = {
+    "zero-shot": "Zero-shot",
+    "direct-sft-1": "Direct-SFT (1 epoch)",
+    "direct-sft-2": "Direct-SFT (2 epochs)",
+    "rb-ft": "RB-FT",
+}
+METRIC_TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
+
+
+def system_title(system: str) -> str:
+    """How a system is called in print; its own name where it has no title."""
+    return SYSTEM_TITLES.get(system, system)
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as "82.65 %"."""
+    return f"{100 * share:.2f} %"
+
+
+def interval(ends: Interval) -> str:
+    """A 95 % interval of shares as "[76.53, 87.76]", in per cent."""
+    low, high = ends
+    return f"[{_signless(low)}, {_signless(high)}]"
+
+
+def points(difference: float) -> str:
+    """A difference of shares as "+3.10" or "−1.02", in percentage points; zero has no sign."""
+    text = _signless(difference)
+    return f"+{text}" if difference > 0 and text != "0.00" else text
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "9.4 s", "3 min 05 s" or "2 h 07 min"."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def majority_metrics(metrics: Metrics) -> Metrics:
+    """The metrics of always answering the most frequent label of the clips that `metrics` is about."""
+    majority = metrics.labels.index(metrics.majority_label)
+    confusion = [[0] * len(metrics.labels) for _ in metrics.labels]
+    for row, label in enumerate(metrics.labels):
+        confusion[row][majority] = metrics.per_class[label].support
+    return metrics_from_confusion(confusion, metrics.labels)
+
+
+def summary_json(systems: Mapping[str, Metrics]) -> dict[str, dict[str, Any]]:
+    """The `systems` part of summary.json: system -> accuracy, macro_f1, balanced_accuracy, and as ci95 the accuracy's [low, high]."""
+    return {
+        name: {
+            "accuracy": metrics.accuracy,
+            "macro_f1": metrics.macro_f1,
+            "balanced_accuracy": metrics.balanced_accuracy,
+            "ci95": list(metrics.ci95["accuracy"]),
+        }
+        for name, metrics in systems.items()
+    }
+
+
+def table_text(likelihood: Mapping[str, Metrics], generate: Mapping[str, Metrics] | None = None) -> str:
+    """The table for the terminal: a block for each mode, a line for each system, each number in per cent with its 95 % interval."""
+    header = ["", *(METRIC_TITLES[name] for name in METRICS), "answered"]
+    lines: list[list[str]] = []
+    for mode, systems in (("by label likelihood", likelihood), ("by generated text", generate or {})):
+        if systems:
+            lines += [[mode, *header[1:]], *([f"  {system_title(name)}", *_cells(metrics)] for name, metrics in systems.items())]
+    if likelihood:
+        first = next(iter(likelihood.values()))
+        lines += [["baseline", *header[1:]], [f'  always "{first.majority_label}"', *_cells(majority_metrics(first), intervals=False)]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))] if lines else []
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def difference_sentence(comparison: Comparison, metric: str = "balanced_accuracy") -> str:
+    """One sentence that says the difference, its interval, and whether that interval leaves zero out."""
+    difference = comparison.differences[metric]
+    low, high = (points(end).lstrip("+") for end in difference.ci95)
+    verdict = "not distinguishable from zero"
+    if difference.excludes_zero:
+        verdict = "above zero" if difference.value > 0 else "below zero"
+    return (
+        f"{system_title(comparison.system)} − {system_title(comparison.baseline)}: {points(difference.value)} points "
+        f"{METRIC_TITLES[metric]}, 95 % interval {low} to {high}: {verdict}"
+    )
+
+
+def _cells(metrics: Metrics, *, intervals: bool = True) -> list[str]:
+    cells = [percent(getattr(metrics, name)) + (f" {interval(metrics.ci95[name])}" if intervals else "") for name in METRICS]
+    return [*cells, percent(metrics.coverage)]
+
+
+def _signless(share: float) -> str:
+    text = f"{100 * share:.2f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
