@@ -34,20 +34,16 @@ has_gpu() { nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU'; }
 
 hash_of() { sha256sum | cut -c1-16; }
 # Only the tables that decide what is installed: a change of lint rules is no reason to install.
-project_table() {
-  "$1" -c 'import json, sys, tomllib; print(json.dumps({k: v for k, v in tomllib.load(open("pyproject.toml", "rb")).items() if k != "tool"}))'
-}
-dependency_table() {
-  project_table "$1" | "$1" -c 'import json, sys; p = json.load(sys.stdin)["project"]; print(p["dependencies"], p["optional-dependencies"])'
-}
+project_table() { "$python" -c "import tomllib; t = tomllib.load(open('pyproject.toml', 'rb')); print(t['project'], t['build-system'], t['tool']['setuptools'])"; }
+dependency_table() { "$python" -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(p['dependencies'], p['optional-dependencies'])"; }
 
 if [[ -x $venv/bin/python ]]; then python=$venv/bin/python; else python=$(find_python); fi
 was_flavour="" was_dependencies="" was_project=""
 if [[ -f $stamp ]]; then read -r was_flavour was_dependencies was_project <"$stamp" || true; fi
 if [[ -n ${1:-} ]]; then flavour=$1; elif [[ -n $was_flavour ]]; then flavour=$was_flavour; elif has_gpu; then flavour=gpu; else flavour=cpu; fi
 [[ $flavour == cpu || $flavour == gpu ]] || stop "'$flavour' is neither cpu nor gpu"
-dependencies=$({ dependency_table "$python"; cat constraints.txt scripts/repair_cpu.py scripts/torchvision_hook.py; } | hash_of)
-project=$(project_table "$python" | hash_of)
+dependencies=$({ dependency_table; cat constraints.txt scripts/repair_cpu.py scripts/torchvision_hook.py; } | hash_of)
+project=$(project_table | hash_of)
 
 if [[ -n $was_flavour && $was_flavour != "$flavour" ]]; then
   stop "$venv is set up for $was_flavour; to change to $flavour: rm -rf $venv, then run again"

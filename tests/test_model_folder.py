@@ -29,7 +29,7 @@ def shard(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for part, chosen in enumerate((names[::2], names[1::2]), start=1):
         file = f"model-0000{part}-of-00002.safetensors"
         save_file({name: tensors[name].contiguous() for name in chosen}, folder / file)
