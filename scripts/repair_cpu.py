@@ -4,8 +4,8 @@
 
 Package indexes carry no CPU build of torchaudio, torchcodec and torchvision. Two things follow, and are mended here and nowhere else:
 
-1. torchaudio and torchcodec want CUDA's libraries, and transformers imports torchaudio where it is installed, so that every model import fails.
-   They are uninstalled; nothing here uses them.
+1. torchaudio and torchcodec want CUDA's libraries, and transformers imports torchaudio where it is installed, so that every model import
+   fails. They are uninstalled; nothing here uses them.
 2. torchvision fails at import for want of two operator schemas. An import hook (`torchvision_hook.py`) declares them.
 
 Where torch has CUDA, or where these packages import as they are, nothing is touched. Running it again is harmless.

@@ -1,9 +1,9 @@
 """Import hook: declares torchvision's missing operators just before torchvision is imported.
 
-`scripts/repair_cpu.py` copies this file into an environment's site-packages, with a `.pth` file that imports it in every process: driver, Ray
-workers, vLLM's engine and worker, Serve replicas. It is for environments where torch is a CPU build and torchvision is not: torchvision's
-compiled part cannot load there, and its Python part then fails on `operator torchvision::nms does not exist`. Only the schemas are declared:
-the Python transforms work, the operators themselves still say that they have no kernel.
+`scripts/repair_cpu.py` copies this file into an environment's site-packages, with a `.pth` file that imports it in every process: driver,
+Ray workers, vLLM's engine and worker, Serve replicas. It is for environments where torch is a CPU build and torchvision is not:
+torchvision's compiled part cannot load there, and its Python part then fails on `operator torchvision::nms does not exist`. Only the
+schemas are declared: the Python transforms work, the operators themselves still say that they have no kernel.
 
 A process that never imports torchvision pays one name comparison an import, and torch is not loaded for it.
 """
