@@ -21,7 +21,12 @@
     ├── TrainingError               training         a training run cannot start or go on
     │   └── CheckpointError         checkpoint       a checkpoint is missing, partial or of another run
     ├── ArtifactError               artifact         an artifact is missing, partial, altered or of another schema
-    └── JobError                    job              a job ended with too many bad rows, or cannot start
+    ├── JobError                    job              a job ended with too many bad rows, or cannot start
+    └── ServiceError                service          the HTTP service failed, or cannot be reached
+        ├── RequestError            request          the request is not one the service understands
+        ├── UploadTooLargeError     upload_too_large the request body passes the service's limit
+        ├── OverloadedError         overloaded       too many requests wait already; try again later
+        └── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
 
 A caller catches `RBFTError` and shows `str(error)`; machines read `error.code`.
 """
@@ -121,6 +126,26 @@ class ArtifactError(RBFTError):
 
 class JobError(RBFTError):
     code = "job"
+
+
+class ServiceError(RBFTError):
+    code = "service"
+
+
+class RequestError(ServiceError):
+    code = "request"
+
+
+class UploadTooLargeError(ServiceError):
+    code = "upload_too_large"
+
+
+class OverloadedError(ServiceError):
+    code = "overloaded"
+
+
+class RequestTimeoutError(ServiceError):
+    code = "request_timeout"
 
 
 def _walk(root: type[RBFTError]) -> list[type[RBFTError]]:

@@ -1,0 +1,96 @@
+"""The classifier as a Ray Serve deployment: one replica is one engine with its decoders."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import BackpressureConfig
+
+from rbft import storage
+from rbft.config import RunConfig
+from rbft.engines.base import Sampling
+from rbft.errors import JobError
+from serve.app import build_app
+from serve.classifier import VideoClassifier
+from serve.model import ModelSource, open_model
+from serve.problems import RETRY_AFTER_S
+
+APPLICATION = "rbft"
+"""What Serve calls it."""
+
+_HEALTH_ROOM = 16
+"""Requests that a replica takes beyond its own queue, so that health and task are answered while it is full."""
+
+
+class Replica:
+    """One engine and its decoders, behind the routes. Serve builds it in a running event loop and replaces it when `check_health` fails."""
+
+    def __init__(self, config: RunConfig, source: ModelSource) -> None:
+        # Heavy, and only a replica needs them: what deploys should not load an engine.
+        from rbft.engines.vllm import VllmEngine
+        from rbft.video.pool import DecodePool
+
+        self._config = config
+        self._open = ExitStack()
+        folder = self._open.enter_context(storage.local_folder(source.uri))
+        model = open_model(source, folder, config)
+        decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes)
+        self._open.callback(decoders.close)
+        engine = VllmEngine(config.model.model_copy(update={"path": str(folder)}), config.engine, model.spec, seed=config.seed)
+        self._open.callback(engine.close)
+        sampling = Sampling(config.generation.max_new_tokens, config.generation.temperature, config.seed)
+        self._classifier = VideoClassifier(engine, decoders, model, sampling)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self._classifier, self._config.serve, _max_running(self._config))
+
+    async def check_health(self) -> None:
+        await self._classifier.check_health()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open"):
+            self._open.close()
+
+
+def deploy(config: RunConfig, source: ModelSource, port: int) -> None:
+    """Serve the model `source` at `config.serve.host` and `port` on the Ray that this process is connected to; returns when it answers.
+
+    Raises `JobError` with the reason if no replica starts. The host and port of a Serve that runs already stay as they are.
+    """
+    # The replica's own queue and time limit answer with problem bodies; Serve's stand behind them.
+    room = _max_running(config) + config.serve.max_queued_requests + _HEALTH_ROOM
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="classifier",
+        num_replicas=config.serve.num_replicas,
+        ray_actor_options={"num_cpus": config.engine.num_cpus, "num_gpus": config.engine.num_gpus},
+        max_ongoing_requests=room,
+        max_queued_requests=room,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
+        # Serve replaces a replica after three failed checks in a row: a dead engine is gone in three seconds.
+        health_check_period_s=1,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=30,
+        # A start that fails twice fails for a reason that a third will not mend.
+        max_constructor_retry_count=2,
+    )
+    serve.start(http_options={"host": config.serve.host, "port": port, "request_timeout_s": config.serve.request_timeout_s + 30})
+    try:
+        serve.run(deployment.bind(config, source), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise JobError(f"{source.uri}: cannot be served: {_reason(error)}; the logs are in /tmp/ray/session_latest/logs/serve") from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of what Serve knows of the failed replica, which is its exception; else what Serve says."""
+    application = serve.status().applications.get(APPLICATION)
+    messages = [deployment.message for deployment in application.deployments.values()] if application else []
+    lines = [line.strip() for line in "\n".join(messages).splitlines() if line.strip()]
+    return lines[-1] if lines else str(error)
+
+
+def _max_running(config: RunConfig) -> int:
+    # Twice what fits in an engine step: while one half is in the engine, the other is being decoded.
+    return 2 * config.engine.max_num_seqs

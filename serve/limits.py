@@ -1,0 +1,81 @@
+"""What a request may cost: bytes counted while they are read, and a bounded queue before the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rbft.errors import OverloadedError, RequestError, UploadTooLargeError
+from serve.problems import problem
+
+
+class BodyLimit:
+    """ASGI middleware: POST bodies are multipart and at most `max_bytes` long, whatever their headers say.
+
+    Starlette's own RequestBodyLimitMiddleware does the counting too, but answers in plain text.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self._too_large = f"the request body is larger than {max_bytes} bytes; send a shorter or smaller video"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            detail = "send multipart/form-data with the file in the field `video`, e.g. curl -F video=@clip.mp4"
+            await problem(415, RequestError.code, detail)(scope, receive, send)
+            return
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            await problem(413, UploadTooLargeError.code, self._too_large)(scope, receive, send)
+            return
+        await self.app(scope, self._counted(receive), send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        num_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_bytes:
+                # FastAPI lets no other exception than this through the reading of a body.
+                raise HTTPException(413, self._too_large)
+            return message
+
+        return receive_counted
+
+
+class Queue:
+    """At most `max_running` at once, at most `max_waiting` behind them; the next one is told to come back later."""
+
+    def __init__(self, max_running: int, max_waiting: int) -> None:
+        self._slots = asyncio.Semaphore(max_running)
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[float]:
+        """Wait for a turn and hold it; gives the seconds waited. Raises `OverloadedError` at once if the queue is full."""
+        if self._slots.locked() and self._num_waiting >= self._max_waiting:
+            raise OverloadedError("too many requests wait already; try again later")
+        started = time.perf_counter()
+        self._num_waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._num_waiting -= 1
+        try:
+            yield time.perf_counter() - started
+        finally:
+            self._slots.release()

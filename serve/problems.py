@@ -1,0 +1,97 @@
+"""Errors as HTTP sees them: a problem body (RFC 9457) with one of our codes, never a trace."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from rbft import errors
+from rbft.api import Problem
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+RETRY_AFTER_S = 5
+"""Told to clients that may try again: about what a short queue takes to drain."""
+
+_STATUS: dict[type[errors.RBFTError], HTTPStatus] = {
+    errors.VideoFormatError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.VideoError: HTTPStatus.UNPROCESSABLE_ENTITY,  # the file's fault, a decode that was killed too: sending it again is no use
+    errors.EngineGoneError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.EngineError: HTTPStatus.UNPROCESSABLE_ENTITY,  # refused this request, e.g. longer than the model's context
+    errors.RequestError: HTTPStatus.BAD_REQUEST,
+    errors.UploadTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.RequestTimeoutError: HTTPStatus.GATEWAY_TIMEOUT,
+}
+
+
+def status_of(error: errors.RBFTError) -> HTTPStatus:
+    """The status of the nearest class of `error` that has one; 500 for errors that no request can cause."""
+    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The problem response; one that says 503 says when to try again."""
+    headers = dict(headers or {})
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code)
+    return JSONResponse(body.model_dump(), status, headers, MEDIA_TYPE)
+
+
+def answer_with_problems(app: FastAPI) -> None:
+    """Make every error that leaves a route of `app` a problem response."""
+    app.add_exception_handler(errors.RBFTError, _on_our_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_unexpected_error)
+
+
+def described() -> dict[int | str, dict[str, Any]]:
+    """The problem responses of an upload route, for its OpenAPI description."""
+    causes = {
+        400: "not a well-formed request",
+        413: "the body is too large",
+        415: "not multipart/form-data, or a video format that is not decoded",
+        422: "a field is missing or wrong, or the video cannot be used",
+        503: "overloaded or restarting; try again after `Retry-After` seconds",
+        504: "the answer was not ready in time",
+    }
+    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    return {status: {"description": cause, "content": content} for status, cause in causes.items()}
+
+
+async def _on_our_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.RBFTError)
+    status = status_of(error)
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return await _on_unexpected_error(request, error)
+    logger.info("refused path=%s status=%d code=%s", request.url.path, status, error.code)
+    return problem(status, error.code, str(error))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    # The fields' names and what is wrong with them; what was sent is not repeated.
+    detail = "; ".join(f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors())
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, errors.RequestError.code, detail)
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = errors.UploadTooLargeError.code if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else errors.RequestError.code
+    return problem(error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+
+async def _on_unexpected_error(request: Request, error: Exception) -> JSONResponse:
+    logger.error("failed path=%s", request.url.path, exc_info=error)
+    detail = "the service failed on this request; its log has the reason"
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, errors.ServiceError.code, detail)

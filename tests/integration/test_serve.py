@@ -1,0 +1,112 @@
+"""The real thing: Ray Serve, its proxy, a replica with vLLM and decoders, on the miniature's base model."""
+
+import asyncio
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from ray import serve
+
+from rbft import errors
+from rbft.client import Client
+from rbft.config import RunConfig, load_config
+from rbft.engines.hf import HFEngine
+from rbft.engines.labels import probabilities
+from rbft.video.pool import DecodePool
+from serve.__main__ import free_port
+from serve.deployment import deploy
+from serve.model import find_model
+from tests.serve.samples import write_clip
+
+LIMIT = "serve.max_upload_bytes=1000000"
+
+
+@pytest.fixture(scope="module")
+def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "square.mp4")
+
+
+@pytest.fixture(scope="module")
+def config(repository: Path) -> RunConfig:
+    return load_config(repository / "configs" / "miniature.yaml", [LIMIT])
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster: object, config: RunConfig, miniature_model: Path) -> Iterator[Client]:
+    """A client of the deployed service."""
+    port = free_port(config.serve.host, 0)
+    deploy(config, find_model(config, str(miniature_model)), port)
+    with Client(f"http://{config.serve.host}:{port}") as client:
+        yield client
+    serve.shutdown()
+
+
+def test_an_uploaded_clip_gets_the_probabilities_of_evaluation(
+    client: Client, clip_path: Path, config: RunConfig, miniature_model: Path
+) -> None:
+    answer = client.classify(clip_path)
+    assert math.fsum(answer.probabilities.values()) == pytest.approx(1)
+    assert answer.probabilities[answer.label] == max(answer.probabilities.values())
+
+    pool = DecodePool(1, 60.0, 2 << 30)
+    clip = asyncio.run(pool.decode_async(str(clip_path), config.video.spec()))
+    pool.close()
+    engine = HFEngine(config.model.model_copy(update={"path": str(miniature_model)}), config.video.spec())
+    by_hf = probabilities(asyncio.run(engine.score(clip, config.task.question_messages(), config.task.labels)))
+    assert answer.probabilities == pytest.approx(by_hf, abs=2e-3)
+
+
+def test_a_rationale_comes_with_its_sections(client: Client, clip_path: Path, config: RunConfig) -> None:
+    answer = client.rationale(clip_path)
+    assert answer.text and answer.sections == config.task.parse_sections(answer.text)
+
+
+def test_sixteen_uploads_at_once_get_the_answer_of_one(client: Client, clip_path: Path) -> None:
+    alone = client.classify(clip_path).probabilities
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(client.classify, [clip_path] * 16))
+    assert [answer.probabilities for answer in answers] == [pytest.approx(alone, abs=2e-3)] * 16
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", errors.VideoEmptyError),
+        (b"these are words, not pictures\n" * 20, errors.VideoFormatError),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n", errors.VideoFormatError),
+        (b"x" * 1_000_001, errors.UploadTooLargeError),
+    ],
+    ids=["empty", "text", "playlist", "too large"],
+)
+def test_a_bad_upload_is_refused_by_its_kind_and_the_next_good_one_answered(
+    client: Client, clip_path: Path, tmp_path: Path, content: bytes, error: type[errors.RBFTError]
+) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    with pytest.raises(error):
+        client.classify(path)
+    assert client.classify(clip_path).label in client.task().labels
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_interrupted_and_leaves_no_process_behind(
+    repository: Path, clip_path: Path, miniature_model: Path
+) -> None:
+    command = [sys.executable, "-m", "serve", "--config", "configs/miniature.yaml", "--model", str(miniature_model), "--port", "0"]
+    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    ready = next(line for line in process.stdout if line.startswith(("ready: ", "error: ")))
+    with Client(ready.split()[1]) as client:
+        assert client.classify(clip_path).label in client.task().labels
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []

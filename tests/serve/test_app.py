@@ -1,0 +1,265 @@
+"""The routes around a classifier that does as it is told: what reaches it, what comes back, what every mishap looks like."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rbft import errors
+from rbft.api import ClassifyAnswer, ModelVersion, Problem, RationaleAnswer, TaskAnswer, VideoFacts
+from rbft.config import ServeConfig
+from serve.app import MAX_CONTEXT_CHARACTERS, build_app
+from serve.problems import MEDIA_TYPE, status_of
+from tests.serve.samples import TASK
+
+VERSION = ModelVersion(name="run/rb-ft", fingerprint="0123456789abcdef")
+FACTS = VideoFacts(num_frames=4, fps=1.0, duration_s=4.0)
+CLIP = {"video": ("../../etc/passwd", b"some bytes", "video/mp4")}
+
+
+class ScriptedClassifier:
+    """Answers with the upload's size as rationale and the context as label; before that, does what `act` says."""
+
+    def __init__(self, act: Callable[[], Awaitable[None]] | None = None) -> None:
+        self.task = TASK
+        self.version = VERSION
+        self.paths: list[Path] = []
+        self._act = act
+
+    async def _look(self, path: Path) -> int:
+        self.paths.append(path)
+        if self._act is not None:
+            await self._act()
+        return len(path.read_bytes())
+
+    async def classify(self, path: Path, context: str | None) -> ClassifyAnswer:
+        await self._look(path)
+        by_label = {"normal": 0.25, "abnormal": 0.75}
+        return ClassifyAnswer(label=context or "none", probabilities=by_label, model=VERSION, video=FACTS, timing_s={"engine": 0.5})
+
+    async def rationale(self, path: Path, context: str | None) -> RationaleAnswer:
+        num_bytes = await self._look(path)
+        return RationaleAnswer(text=f"{num_bytes} bytes", sections={}, finish_reason="stop", num_tokens=2, model=VERSION, video=FACTS)
+
+    async def check_health(self) -> None:
+        if self._act is not None:
+            await self._act()
+
+
+def _raise(error: Exception) -> Callable[[], Awaitable[None]]:
+    async def act() -> None:
+        raise error
+
+    return act
+
+
+def _client(classifier: ScriptedClassifier, max_running: int = 4, **config: Any) -> httpx.AsyncClient:
+    app = build_app(classifier, ServeConfig(**config), max_running)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://service")
+
+
+def _request(
+    classifier: ScriptedClassifier, method: str, route: str, config: dict[str, Any] | None = None, **request: Any
+) -> httpx.Response:
+    async def send() -> httpx.Response:
+        async with _client(classifier, **(config or {})) as client:
+            return await client.request(method, route, **request)
+
+    return asyncio.run(send())
+
+
+def _problem(response: httpx.Response, status: int, code: str) -> Problem:
+    assert response.headers["content-type"] == MEDIA_TYPE
+    problem = Problem.model_validate_json(response.content)
+    assert (response.status_code, problem.status, problem.code) == (status, status, code)
+    assert "\n" not in problem.detail and "Traceback" not in problem.detail
+    return problem
+
+
+def test_an_upload_is_classified_with_its_context() -> None:
+    response = _request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP, data={"context": "doorbell"})
+    answer = ClassifyAnswer.model_validate_json(response.content)
+    assert (response.status_code, answer.label, answer.probabilities) == (200, "doorbell", {"normal": 0.25, "abnormal": 0.75})
+    assert (answer.model, answer.video) == (VERSION, FACTS)
+    assert answer.timing_s.keys() == {"queue", "engine", "total"} and answer.timing_s["engine"] == 0.5
+
+
+def test_the_classifier_sees_every_byte_of_a_large_upload() -> None:
+    response = _request(ScriptedClassifier(), "POST", "/v1/rationale", files={"video": b"x" * 5_000_000})
+    assert RationaleAnswer.model_validate_json(response.content).text == "5000000 bytes"
+
+
+@pytest.mark.parametrize("error", [None, errors.VideoDecodeError("cut short"), ValueError("a bug")])
+def test_an_upload_is_gone_after_the_answer_and_never_has_the_clients_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    classifier = ScriptedClassifier(_raise(error) if error else None)
+    _request(classifier, "POST", "/v1/classify", files=CLIP)
+    assert [path.name for path in classifier.paths] == ["video"]
+    assert tmp_path in classifier.paths[0].parents
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.VideoEmptyError, 422),
+        (errors.VideoFormatError, 415),
+        (errors.NoVideoStreamError, 422),
+        (errors.VideoDecodeError, 422),
+        (errors.VideoTimeoutError, 422),
+        (errors.VideoMemoryError, 422),
+        (errors.DecoderCrashError, 422),
+        (errors.EngineError, 422),
+        (errors.EngineGoneError, 503),
+        (errors.OverloadedError, 503),
+        (errors.RequestTimeoutError, 504),
+    ],
+)
+def test_an_error_of_ours_becomes_its_status_and_code(error: type[errors.RBFTError], status: int) -> None:
+    response = _request(ScriptedClassifier(_raise(error("what is wrong"))), "POST", "/v1/classify", files=CLIP)
+    assert _problem(response, status, error.code).detail == "what is wrong"
+    assert ("retry-after" in response.headers) == (status == 503)
+
+
+def test_no_error_about_a_video_is_the_services_fault() -> None:
+    kinds: list[type[errors.VideoError]] = [errors.VideoError, *errors.VideoError.__subclasses__()]
+    assert {kind: 400 <= status_of(kind("")) < 500 for kind in kinds} == dict.fromkeys(kinds, True)
+
+
+def test_an_error_names_the_upload_and_no_path_of_the_machine() -> None:
+    classifier = ScriptedClassifier()
+
+    async def refuse() -> None:
+        raise errors.VideoDecodeError(f"{classifier.paths[0]}: cut short")
+
+    classifier._act = refuse
+    response = _request(classifier, "POST", "/v1/classify", files=CLIP)
+    assert _problem(response, 422, "video_decode").detail == "the upload: cut short"
+
+
+@pytest.mark.parametrize("error", [ValueError("secret"), errors.ModelError("secret")])
+def test_an_unexpected_error_is_a_500_that_tells_nothing(error: Exception) -> None:
+    response = _request(ScriptedClassifier(_raise(error)), "POST", "/v1/classify", files=CLIP)
+    _problem(response, 500, "service")
+    assert "secret" not in response.text
+
+
+async def _in_pieces(num_bytes: int) -> AsyncIterator[bytes]:
+    yield b'--cut\r\nContent-Disposition: form-data; name="video"; filename="a"\r\n\r\n'
+    for _ in range(num_bytes // 1000):
+        yield b"x" * 1000
+    yield b"\r\n--cut--\r\n"
+
+
+def test_a_body_whose_header_says_too_large_is_refused_unread() -> None:
+    classifier = ScriptedClassifier()
+    response = _request(classifier, "POST", "/v1/classify", {"max_upload_bytes": 10_000}, files={"video": b"x" * 10_000})
+    assert "10000 bytes" in _problem(response, 413, "upload_too_large").detail
+    assert classifier.paths == []
+
+
+@pytest.mark.parametrize(("num_bytes", "status"), [(9_000, 200), (11_000, 413)])
+def test_a_body_of_unknown_length_is_counted_while_it_is_read(num_bytes: int, status: int) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=cut"}
+    config = {"max_upload_bytes": 10_000}
+    response = _request(ScriptedClassifier(), "POST", "/v1/classify", config, content=_in_pieces(num_bytes), headers=headers)
+    assert response.status_code == status
+    if status == 413:
+        _problem(response, 413, "upload_too_large")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "names"),
+    [
+        ({"json": {"video": "https://example.org/a.mp4"}}, 415, "multipart/form-data"),
+        ({"content": b"bytes", "headers": {"content-type": "video/mp4"}}, 415, "multipart/form-data"),
+        ({}, 415, "multipart/form-data"),
+        ({"files": {"film": b"bytes"}}, 422, "video"),
+        ({"files": {"other": b"x"}, "data": {"video": "text where a file belongs"}}, 422, "video"),
+        ({"files": CLIP, "data": {"context": "x" * (MAX_CONTEXT_CHARACTERS + 1)}}, 422, "context"),
+        ({"content": b"no part at all", "headers": {"content-type": "multipart/form-data; boundary=cut"}}, 400, ""),
+        ({"content": b"bytes", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+    ],
+)
+def test_a_request_that_is_not_an_upload_is_told_what_is_wrong(request_: dict[str, Any], status: int, names: str) -> None:
+    response = _request(ScriptedClassifier(), "POST", "/v1/classify", **request_)
+    assert names in _problem(response, status, "request").detail
+
+
+def test_an_unknown_path_and_a_wrong_method_are_problems_too() -> None:
+    _problem(_request(ScriptedClassifier(), "GET", "/v1/nothing"), 404, "request")
+    _problem(_request(ScriptedClassifier(), "GET", "/v1/classify"), 405, "request")
+
+
+def test_a_full_queue_refuses_the_next_and_serves_those_in_it() -> None:
+    async def scenario() -> list[httpx.Response]:
+        gate = asyncio.Event()
+        classifier = ScriptedClassifier(lambda: _wait(gate))
+        async with _client(classifier, max_running=1, max_queued_requests=1) as client:
+            first = asyncio.create_task(client.post("/v1/classify", files=CLIP))
+            while not classifier.paths:
+                await asyncio.sleep(0.01)
+            others = [asyncio.create_task(client.post("/v1/classify", files=CLIP)) for _ in range(2)]
+            (refused,), (waiting,) = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+            gate.set()
+            return [await first, await waiting, await refused]
+
+    first, waiting, refused = asyncio.run(scenario())
+    assert (first.status_code, waiting.status_code) == (200, 200)
+    _problem(refused, 503, "overloaded")
+    assert int(refused.headers["retry-after"]) > 0
+
+
+async def _wait(gate: asyncio.Event) -> None:
+    await gate.wait()
+
+
+def test_a_request_that_takes_too_long_is_cancelled_and_frees_its_place() -> None:
+    cancelled = []
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    async def scenario() -> tuple[httpx.Response, httpx.Response]:
+        classifier = ScriptedClassifier(hang)
+        async with _client(classifier, max_running=1, max_queued_requests=1, request_timeout_s=0.2) as client:
+            late = await client.post("/v1/classify", files=CLIP)
+            classifier._act = None
+            return late, await client.post("/v1/classify", files=CLIP)
+
+    late, next_one = asyncio.run(scenario())
+    _problem(late, 504, "request_timeout")
+    assert cancelled == [True]
+    assert next_one.status_code == 200
+
+
+def test_the_service_is_alive_but_not_ready_when_its_engine_is_gone() -> None:
+    broken = ScriptedClassifier(_raise(errors.EngineGoneError("the engine died")))
+    assert _request(broken, "GET", "/healthz").status_code == 200
+    _problem(_request(broken, "GET", "/readyz"), 503, "engine_gone")
+    assert _request(ScriptedClassifier(), "GET", "/readyz").json() == {"status": "ok"}
+
+
+def test_the_task_route_tells_labels_prompts_model_and_limits() -> None:
+    classifier = ScriptedClassifier()
+    about = TaskAnswer.model_validate_json(_request(classifier, "GET", "/v1/task", {"max_upload_bytes": 12_345}).content)
+    assert (about.labels, about.question, about.rationale_prompt) == (TASK.labels, TASK.question, TASK.rationale_prompt)
+    assert (about.model, about.limits.max_upload_bytes) == (VERSION, 12_345)
+
+
+def test_the_description_of_the_api_names_the_problems_of_an_upload() -> None:
+    paths = _request(ScriptedClassifier(), "GET", "/openapi.json").json()["paths"]
+    for route in ("/v1/classify", "/v1/rationale"):
+        responses = paths[route]["post"]["responses"]
+        assert {"200", "400", "413", "415", "422", "503", "504"} <= responses.keys()
+        assert MEDIA_TYPE in responses["422"]["content"]

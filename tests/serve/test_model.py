@@ -1,0 +1,96 @@
+"""Which folder answers."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rbft import artifacts, storage
+from rbft.config import DataConfig, ModelConfig, RunConfig, ServeConfig
+from rbft.errors import ArtifactError, ModelError
+from rbft.layout import RunLayout
+from rbft.records import VideoSpec
+from serve.model import find_model, open_model
+from tests.serve.samples import SPEC, TASK
+
+RUN_TASK = TASK.model_copy(update={"question": "the run's own question"})
+
+
+def _config(output_dir: Path, system: str, model: Path) -> RunConfig:
+    return RunConfig(
+        name="run",
+        output_dir=str(output_dir),
+        task=RUN_TASK,
+        data=DataConfig(folder="videos"),
+        model=ModelConfig(path=str(model)),
+        serve=ServeConfig(system=system),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def made(tmp_path: Path, trained_folder: Path) -> RunConfig:
+    """A run that has trained `rb-ft` to its end and `direct-sft-1` twice, the second time not to its end."""
+    config = _config(tmp_path / "runs", "rb-ft", trained_folder)
+    layout = RunLayout(config.run_dir)
+    current = {}
+    for system, fingerprint, complete in [("rb-ft", "aaaa", True), ("direct-sft-1", "bbbb", True), ("direct-sft-1", "cccc", False)]:
+        stage = layout.train(system, "classify", fingerprint)
+        shutil.copytree(trained_folder, f"{stage}/final")
+        if complete:
+            artifacts.publish(Path(stage) / "final", f"{stage}/final", fingerprint, {})
+        current[f"train/{system}/classify"] = stage
+    storage.write_json(layout.run_json, {"artifacts": current})
+    return config
+
+
+def test_a_trained_system_is_served_by_its_task_card_and_fingerprint(made: RunConfig) -> None:
+    source = find_model(made)
+    model = open_model(source, Path(source.uri), made)
+    assert (model.version.name, model.version.fingerprint) == ("run/rb-ft", "aaaa")
+    assert (model.task, model.spec) == (TASK, SPEC)
+
+
+def test_a_run_that_was_moved_is_still_found(made: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    source = find_model(made.model_copy(update={"output_dir": str(tmp_path / "elsewhere")}))
+    assert source.uri == f"{tmp_path}/elsewhere/run/train/rb-ft/classify/aaaa/final"
+
+
+def test_zero_shot_is_the_base_model_asked_as_the_run_asks(made: RunConfig, trained_folder: Path) -> None:
+    config = _config(Path(made.output_dir), "zero-shot", trained_folder)
+    model = open_model(find_model(config), trained_folder, config)
+    assert model.version.name == "run/zero-shot"
+    assert (model.task, model.spec) == (RUN_TASK, config.video.spec())
+
+
+def test_a_given_folder_answers_by_its_card_or_else_by_the_run(made: RunConfig, trained_folder: Path, tmp_path: Path) -> None:
+    assert open_model(find_model(made, str(trained_folder)), trained_folder, made).task == TASK
+    bare = shutil.copytree(trained_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("rbft.json"))
+    model = open_model(find_model(made, str(bare)), bare, made)
+    assert (model.version.name, model.task, model.spec) == ("bare", RUN_TASK, VideoSpec())
+
+
+def test_a_run_that_is_not_made_or_not_finished_says_what_to_do(made: RunConfig, tmp_path: Path, trained_folder: Path) -> None:
+    cases = {
+        "has not been made here; run the pipeline": _config(tmp_path / "none", "rb-ft", trained_folder),
+        "has trained no direct-sft-2 model yet; run": _config(Path(made.output_dir), "direct-sft-2", trained_folder),
+        "not complete, its training was cut short; run": _config(Path(made.output_dir), "direct-sft-1", trained_folder),
+    }
+    for message, config in cases.items():
+        with pytest.raises(ArtifactError, match=message):
+            find_model(config)
+
+
+def test_a_folder_without_weights_is_refused_before_anything_starts(made: RunConfig, trained_folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(trained_folder, tmp_path / "broken", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ModelError, match="no weights"):
+        find_model(made, str(broken))
+
+
+def test_the_command_ends_with_one_clear_line_when_it_cannot_start(tmp_path: Path, repository: Path) -> None:
+    run = [sys.executable, "-m", "serve", "--config", str(tmp_path / "absent.yaml")]
+    done = subprocess.run(run, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "absent.yaml" in done.stderr and done.stderr.count("\n") == 1
