@@ -15,8 +15,8 @@ from rbft.config import EngineConfig, ModelConfig
 from rbft.engines.base import Generated, Sampling
 from rbft.engines.labels import label_tree, sum_over_tree
 from rbft.errors import EngineError, EngineGoneError
+from rbft.model_folder import require_model_folder
 from rbft.models.chat import ChatAdapter
-from rbft.models.load import check_has_weights
 from rbft.records import Clip, VideoSpec
 from rbft.task import Message
 
@@ -25,7 +25,7 @@ class VllmEngine:
     """Owns one `AsyncLLM`; must be built and used in a running event loop. See `rbft.engines.base.Engine`."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig, spec: VideoSpec, seed: int = 0) -> None:
-        check_has_weights(model.path)
+        require_model_folder(model.path)
         if config.num_gpus == 0:
             _set_cpu_environment(config)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rbft.errors import ModelError
+from rbft.model_folder import require_model_folder
 from rbft.records import VideoSpec
 from rbft.task import Task
 
@@ -27,7 +28,9 @@ def load_model(path: str | Path, dtype: str, attention: str = "sdpa") -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    check_has_weights(path)
+    from rbft.models.positions import use_reference_positions
+
+    require_model_folder(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=getattr(torch, dtype), attn_implementation=attention)
     except (OSError, ValueError, KeyError) as error:
@@ -35,24 +38,8 @@ def load_model(path: str | Path, dtype: str, attention: str = "sdpa") -> Any:
         raise ModelError(f"{path}: no model can be loaded from it: {first_line}") from None
     if not hasattr(model.model, "visual"):
         raise ModelError(f"{path}: {type(model).__name__} has no vision tower; give a Qwen2-VL or Qwen2.5-VL model")
+    use_reference_positions(model)
     return model
-
-
-def check_has_weights(path: str | Path) -> None:
-    """Raise `ModelError` if `path` is a folder without a configuration, or without (all of) its safetensors weights."""
-    folder = Path(path)
-    if not folder.exists() and not folder.is_absolute() and not str(path).startswith("."):
-        return  # A hub name; transformers says what is wrong with it.
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json there; set model.path to a folder with a Hugging Face model")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        shards = ["model.safetensors"]
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing:
-        raise ModelError(f"{folder}: has no weights: {', '.join(missing)} is missing; download or copy the whole model folder")
 
 
 def save_model(model: Any, processor: Any, folder: Path, card: dict[str, Any]) -> None:

@@ -1,0 +1,109 @@
+"""Training items (what is asked about a video and what the answer is) and their way to tensors.
+
+Stage 1 asks the prompt that generated the rationale and supervises the rationale; stage 2 asks the question and supervises the label
+(paper 3; readings, 7 and 9). Prompt and video tokens are never supervised.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rbft.errors import DataError, VideoError
+from rbft.records import Clip, Example
+from rbft.task import Message, Task
+
+if TYPE_CHECKING:
+    from rbft.models.chat import ChatAdapter, EncodedSample
+    from rbft.video.pool import DecodePool
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingItem:
+    """One supervised conversation."""
+
+    example: Example
+    messages: Sequence[Message]
+    answer: str
+
+
+def rationale_items(task: Task, examples: Iterable[Example], rationales: Mapping[str, str]) -> list[TrainingItem]:
+    """Stage-1 items of the examples that have a rationale, in the examples' order. `rationales` maps id to text."""
+    return [
+        TrainingItem(example, task.rationale_messages(example.context), rationales[example.id])
+        for example in examples
+        if example.id in rationales
+    ]
+
+
+def classify_items(task: Task, examples: Iterable[Example]) -> list[TrainingItem]:
+    """Stage-2 items of the labelled examples, in their order; raises `DataError` for a label the task does not have."""
+    items = []
+    for example in examples:
+        if example.label is None:
+            continue
+        if example.label not in task.labels:
+            raise DataError(f"video {example.id}: label {example.label!r} is not one of {list(task.labels)}; mend the manifest or the task")
+        items.append(TrainingItem(example, task.question_messages(example.context), example.label))
+    return items
+
+
+class SampleEncoder:
+    """Decodes and encodes items ahead of the training step, in order, on a few threads.
+
+    The heavy parts run outside the interpreter lock (decoder processes, torch), so threads are enough.
+    """
+
+    def __init__(self, adapter: ChatAdapter, pool: DecodePool, num_threads: int) -> None:
+        self._adapter = adapter
+        self._pool = pool
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="rbft-encode")
+        self._lookahead = 4 * num_threads
+        self.errors: dict[str, VideoError] = {}
+        """Id -> why the video could not be used; such a sample is replaced by one without supervised tokens."""
+
+    def stream(self, items: Iterable[TrainingItem | None]) -> Iterator[EncodedSample]:
+        """One sample an item, in order. None, and a video that cannot be decoded, become a sample without supervised tokens."""
+        pending: deque[Future[EncodedSample]] = deque()
+        source = iter(items)
+        try:
+            for item in source:
+                pending.append(self._threads.submit(self._encode, item))
+                if len(pending) >= self._lookahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _encode(self, item: TrainingItem | None) -> EncodedSample:
+        if item is not None:
+            example = item.example
+            try:
+                clip = self._pool.decode(example.uri, self._adapter.spec, example.start_s, example.end_s)
+                return self._adapter.encode(clip, item.messages, item.answer)
+            except VideoError as error:
+                if example.id not in self.errors:
+                    _LOG.warning("video left out id=%s code=%s error=%s", example.id, error.code, error)
+                self.errors[example.id] = error
+        return self._empty_sample()
+
+    def _empty_sample(self) -> EncodedSample:
+        """The smallest clip and prompt there is: keeps all ranks in step, adds nothing to the loss."""
+        spec = self._adapter.spec
+        side = spec.patch_multiple
+        frames = np.zeros((2, side, side, 3), dtype=np.uint8)
+        clip = Clip(frames, (0.0, 1.0 / spec.fps), spec.fps, 2.0 / spec.fps, spec.fps, "none")
+        return self._adapter.encode(clip, [{"role": "user", "content": [{"type": "video"}]}])

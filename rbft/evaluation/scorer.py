@@ -1,0 +1,50 @@
+"""One video to one prediction: label likelihoods, and greedy text read strictly (readings, 12). Bad videos become error rows."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from rbft.engines.base import Engine, Sampling
+from rbft.engines.labels import probabilities
+from rbft.errors import EngineGoneError, RBFTError
+from rbft.records import Example, Prediction, VideoSpec
+from rbft.task import Task
+
+if TYPE_CHECKING:
+    from rbft.video.pool import DecodePool
+
+
+class Scorer:
+    """Uses an engine and a pool; any number of `predict` calls may run at once, `max_in_flight` of them past the gate."""
+
+    def __init__(self, engine: Engine, pool: DecodePool, task: Task, spec: VideoSpec, *, max_new_tokens: int, max_in_flight: int) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._task = task
+        self._spec = spec
+        self._max_new_tokens = max_new_tokens
+        self._gate = asyncio.Semaphore(max_in_flight)
+
+    async def predict(self, example: Example) -> Prediction:
+        """What the engine's model says about `example`. Raises `EngineGoneError` only."""
+        async with self._gate:
+            messages = self._task.question_messages(example.context)
+            try:
+                clip = await self._pool.decode_async(example.uri, self._spec, example.start_s, example.end_s)
+                logprobs = await self._engine.score(clip, messages, self._task.labels)
+                generated = await self._engine.generate(clip, messages, Sampling(self._max_new_tokens))
+            except EngineGoneError:
+                raise
+            except RBFTError as error:
+                return Prediction(example.id, example.label, None, error_code=error.code, error_message=str(error))
+        shares = probabilities(logprobs)
+        return Prediction(
+            id=example.id,
+            label=example.label,
+            predicted=max(shares, key=lambda label: shares[label]),
+            probabilities=shares,
+            logprobs=logprobs,
+            generated=generated.text,
+            generated_label=self._task.parse_label(generated.text),
+        )

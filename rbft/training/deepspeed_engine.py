@@ -1,0 +1,106 @@
+"""DeepSpeed around the model: configuration, initialisation, one optimiser step, whole weights.
+
+We build the optimiser and set its rates ourselves: a DeepSpeed `optimizer` or `scheduler` block would drop the per-module rates
+(`rbft.config` refuses them, `check_rates` reads back what the engine really uses).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rbft.config import OptimiserConfig, TrainingConfig
+from rbft.errors import TrainingError
+from rbft.models.parameter_groups import build_parameter_groups
+from rbft.training.loss import SupervisedLoss
+from rbft.training.schedule import cosine_with_warmup
+
+
+def deepspeed_config(training: TrainingConfig, max_grad_norm: float) -> dict[str, Any]:
+    """The JSON DeepSpeed gets: the run's `training.deepspeed` plus what this project sets itself."""
+    return {
+        **training.deepspeed,
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": training.accumulation_steps,
+        "gradient_clipping": max_grad_norm,
+        "bf16": {"enabled": training.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": 2**62,
+    }
+
+
+def build_engine(model: Any, training: TrainingConfig, optimiser: OptimiserConfig) -> Any:
+    """A DeepSpeed engine around `SupervisedLoss(model)`, in an already initialised torch.distributed process group.
+
+    Raises `TrainingError` if the process group has another size than `training.num_workers`.
+    """
+    import deepspeed
+
+    if dist.get_world_size() != training.num_workers:
+        raise TrainingError(f"training.num_workers is {training.num_workers}, the process group has {dist.get_world_size()} workers")
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    module = SupervisedLoss(model)
+    groups = build_parameter_groups(module, optimiser)
+    adamw = torch.optim.AdamW(groups, betas=optimiser.betas, eps=optimiser.eps)
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=adamw,
+        config=deepspeed_config(training, optimiser.max_grad_norm),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def set_rates(engine: Any, step: int, num_steps: int, warmup_ratio: float) -> dict[str, float]:
+    """Set every group's learning rate for optimiser step `step`; what the engine then holds, by group name."""
+    factor = cosine_with_warmup(step, num_steps, warmup_ratio)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return {f"lr_{group['name']}": float(group["lr"]) for group in engine.optimizer.param_groups}
+
+
+def check_rates(engine: Any, optimiser: OptimiserConfig) -> None:
+    """Raise `TrainingError` unless the engine kept the groups that `build_parameter_groups` made, with their rates."""
+    for group in engine.optimizer.param_groups:
+        wanted = optimiser.lr_vision if str(group.get("name", "")).startswith("vision") else optimiser.lr_language
+        if group.get("peak_lr") != wanted:
+            raise TrainingError(f"DeepSpeed lost the learning rate of parameter group {group.get('name')!r}; check training.deepspeed")
+
+
+def forward_backward(engine: Any, micro_batches: Sequence[dict[str, torch.Tensor]]) -> tuple[float, int]:
+    """Accumulate the gradient of the token mean over the global batch; the mean loss and the number of supervised tokens in it.
+
+    Every rank brings its micro-batches. DeepSpeed averages gradients over ranks, so each rank's summed loss is scaled by
+    world size / global number of supervised tokens. The optimiser step is taken by `engine.step()` inside, at the last micro-batch.
+    """
+    device = engine.device
+    num_tokens = torch.tensor(sum(int((batch["labels"][:, 1:] >= 0).sum()) for batch in micro_batches), dtype=torch.float64, device=device)
+    dist.all_reduce(num_tokens)
+    scale = dist.get_world_size() / max(1.0, float(num_tokens))
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in micro_batches:
+        loss = engine(**{name: value.to(device) for name, value in batch.items()})
+        engine.backward(loss * scale, scale_wrt_gas=False)
+        engine.step()
+        total += loss.detach().double()
+    dist.all_reduce(total)
+    return float(total) / max(1.0, float(num_tokens)), int(num_tokens)
+
+
+def whole_state_dict(engine: Any) -> dict[str, torch.Tensor] | None:
+    """The model's weights on the CPU of rank 0, gathered parameter by parameter under ZeRO-3; None on the other ranks."""
+    import deepspeed
+
+    model = engine.module.model
+    weights: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if dist.get_rank() == 0:
+                weights[name] = parameter.detach().cpu().clone()
+    return weights if dist.get_rank() == 0 else None
