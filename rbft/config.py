@@ -2,8 +2,9 @@
 
     load_config(path, overrides) -> RunConfig
 
-An unknown key is refused with its path and a suggestion. Relative paths in a file are relative to that file. `--set a.b=c` overrides
-one value (`c` is read as YAML). What a run would do with a configuration is in `rbft.plan`.
+An unknown key is refused with its path and a suggestion, a key that stands twice with its line. Relative paths in a file are relative
+to that file. `--set a.b=c` overrides one value (`c` is read as YAML; a path is relative to where the command is given). What a run would
+do with a configuration is in `rbft.plan`.
 
 Sources: "paper 4.1" is the paper's "Implementation Details"; "readings N" is our reading of an open point (docs/readings.md).
 """
@@ -11,6 +12,9 @@ Sources: "paper 4.1" is the paper's "Implementation Details"; "readings N" is ou
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,15 +26,17 @@ from rbft.records import SPLITS, VideoSpec
 from rbft.task import Task
 
 _DEEPSPEED_KEYS_WE_SET = (
-    *("optimizer", "scheduler", "gradient_clipping", "gradient_accumulation_steps"),
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "bf16", "fp16"),
+    *("optimizer", "scheduler", "gradient_clipping", "gradient_accumulation_steps", "steps_per_print"),
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "bf16", "bfloat16", "fp16", "amp", "torch_autocast"),
+    *("data_types", "communication_data_type"),
 )
+"""What `rbft.training.deepspeed_engine` sets, and the other names DeepSpeed has for the same."""
 
 SystemName = Literal["zero-shot", "direct-sft-1", "direct-sft-2", "rb-ft"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -62,6 +68,10 @@ class DataConfig(_Section):
         sources = [name for name in ("manifest", "annotations", "folder", "smarthome", "multihateclip") if getattr(self, name)]
         if len(sources) != 1:
             raise ValueError(f"give exactly one of manifest, annotations, folder, smarthome, multihateclip; got {sources or 'none'}")
+        if self.columns and not self.annotations:
+            raise ValueError("columns says how to read annotations, and none are given; remove it or give annotations")
+        if self.folder and self.video_root:
+            raise ValueError("video_root has no meaning beside folder, whose videos lie below it; remove one of them")
         unknown = sorted(set(self.fractions) - set(SPLITS))
         if unknown or abs(sum(self.fractions.values()) - 1) > 1e-6 or min(self.fractions.values()) < 0:
             raise ValueError(f"fractions must be of {SPLITS}, not negative, and add up to 1; got {self.fractions}")
@@ -127,6 +137,15 @@ class EngineConfig(_Section):
     rows_per_block: int = Field(64, gt=0)
     """Videos in one unit of resume: about a minute of one actor's work."""
 
+    @model_validator(mode="after")
+    def _gpus_hold_the_engine(self) -> EngineConfig:
+        if self.tensor_parallel_size > 1 and self.num_gpus < self.tensor_parallel_size:
+            raise ValueError(
+                f"num_gpus {self.num_gpus:g} is less than tensor_parallel_size {self.tensor_parallel_size}, and each part of an engine "
+                f"needs a GPU; set num_gpus to {self.tensor_parallel_size}, or tensor_parallel_size to 1"
+            )
+        return self
+
 
 class GenerationConfig(_Section):
     """How rationales are drawn (readings, 5: greedy, at most 512 new tokens)."""
@@ -175,7 +194,13 @@ class TrainingConfig(_Section):
 
     @property
     def accumulation_steps(self) -> int:
+        """Micro-batches a worker takes between two optimiser steps."""
         return self.global_batch_size // (self.num_workers * self.micro_batch_size)
+
+    @property
+    def zero_stage(self) -> int:
+        """0 to 3: what DeepSpeed partitions over the workers (nothing, optimiser, gradients too, parameters too)."""
+        return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
 
     @model_validator(mode="after")
     def _global_batch_divides(self) -> TrainingConfig:
@@ -194,9 +219,23 @@ class TrainingConfig(_Section):
                 raise ValueError(f"deepspeed.{key} must not be given: {why}; remove it and use the fields of `training`")
         return self
 
+    @model_validator(mode="after")
+    def _zero_stage_is_known(self) -> TrainingConfig:
+        zero = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError(f"deepspeed.zero_optimization must be a mapping, e.g. {{stage: 2}}; got {zero!r}")
+        if zero.get("stage", 0) not in (0, 1, 2, 3):
+            raise ValueError(f"deepspeed.zero_optimization.stage must be 0, 1, 2 or 3; got {zero['stage']!r}")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            # DeepSpeed 0.19, DeepSpeedEngine._do_optimizer_sanity_check: "unsupported mix" of bf16 weights and fp32 accumulation.
+            raise ValueError(
+                "deepspeed.zero_optimization.stage 0 cannot add up bf16 gradients in fp32; give stage 1, 2 or 3, or precision fp32"
+            )
+        return self
+
 
 class EvaluationConfig(_Section):
-    systems: tuple[SystemName, ...] = get_args(SystemName)
+    systems: tuple[SystemName, ...] = Field(get_args(SystemName), min_length=1)
     split: Literal["train", "validation", "test"] = "test"
     engine: Literal["vllm", "hf"] = "vllm"
     """What scores: vLLM, or plain transformers (quicker to start; the same numbers to 2e-3)."""
@@ -204,6 +243,12 @@ class EvaluationConfig(_Section):
     max_new_tokens: int = Field(16, gt=0)
     """For the "generate" mode (readings, 12)."""
     num_report_samples: int = Field(12, ge=0)
+
+    @model_validator(mode="after")
+    def _systems_are_distinct(self) -> EvaluationConfig:
+        if len(set(self.systems)) != len(self.systems):
+            raise ValueError(f"systems must be distinct; got {', '.join(self.systems)}")
+        return self
 
 
 class ServeConfig(_Section):
@@ -223,7 +268,7 @@ class RunConfig(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output_dir: str = "runs"
     """The run's folder is `<output_dir>/<name>`; a local path or a URI of any pyarrow filesystem. Relative to where the job is started."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     task: Task
     """In the file: the path of a task file, or the task itself."""
     data: DataConfig
@@ -239,26 +284,34 @@ class RunConfig(_Section):
     def run_dir(self) -> str:
         return f"{self.output_dir.rstrip('/')}/{self.name}"
 
+    @model_validator(mode="after")
+    def _answers_fit_the_engine(self) -> RunConfig:
+        if self.generation.max_new_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"generation.max_new_tokens {self.generation.max_new_tokens} leaves no room for a video in engine.max_model_len "
+                f"{self.engine.max_model_len}; raise the one or lower the other"
+            )
+        return self
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """The run that `path` and the `a.b=c` overrides describe; raises `ConfigError` with one line a mistake."""
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that `path` and the `a.b=c` overrides describe; raises `ConfigError` with all mistakes on one line."""
     path = Path(path)
     raw = _read_yaml(path)
-    for override in overrides or []:
+    task_file = raw["task"] if isinstance(raw.get("task"), str) else None
+    _resolve(raw, path.parent)
+    for override in overrides:
         _apply_override(raw, override)
-    if isinstance(raw.get("task"), str):
-        task_path = _relative_to(path, raw["task"])
-        raw["task"] = _read_yaml(Path(task_path))
-    for section, keys in _PATH_KEYS.items():
-        values = raw.get(section)
-        if isinstance(values, dict):
-            for key in keys:
-                if isinstance(values.get(key), str):
-                    values[key] = _relative_to(path, values[key], only_if_exists=section == "model")
+    _resolve(raw, Path.cwd())
+    # A section whose keys are all commented out is null in YAML, and means the defaults.
+    raw = {key: value for key, value in raw.items() if value is not None}
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        where = f"{path} with --set {' '.join(overrides)}" if overrides else str(path)
+        if task_file and any(item["loc"][:1] == ("task",) for item in error.errors()):
+            where += f" (task file {task_file})"
+        raise ConfigError(f"{where}: {_explain(error, RunConfig)}") from None
 
 
 def load_task(path: str | Path) -> Task:
@@ -266,7 +319,7 @@ def load_task(path: str | Path) -> Task:
     try:
         return Task.model_validate(_read_yaml(Path(path)))
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_explain(item, Task) for item in error.errors())) from None
+        raise ConfigError(f"{path}: {_explain(error, Task)}") from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -280,21 +333,51 @@ _PATH_KEYS = {
 }
 
 
-def _relative_to(config_path: Path, value: str, only_if_exists: bool = False) -> str:
-    if "://" in value or Path(value).is_absolute():
-        return value
-    resolved = (config_path.parent / value).resolve()
-    return str(resolved) if resolved.exists() or not only_if_exists or value.startswith(".") else value
+def _resolve(raw: dict[str, Any], base: Path) -> None:
+    """Make the paths in `raw` that are relative absolute, below `base`, and put the task file's content in place of its path."""
+    if isinstance(raw.get("task"), str):
+        raw["task"] = _read_yaml(Path(_absolute(raw["task"], base)))
+    for section, keys in _PATH_KEYS.items():
+        values = raw.get(section)
+        if not isinstance(values, dict):
+            continue
+        for key in keys:
+            value = values[key] if isinstance(values.get(key), str) else ""
+            # "Qwen/Qwen2-VL-7B-Instruct" is a hub name unless there is such a folder.
+            is_hub_name = section == "model" and not value.startswith((".", "~")) and not (base / value).exists()
+            if value and not is_hub_name:
+                values[key] = _absolute(value, base)
+
+
+def _absolute(value: str, base: Path) -> str:
+    return value if "://" in value else str((base / Path(value).expanduser()).resolve())
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice in a mapping is a mistake: plain YAML readers silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key_node.value!r} stands twice", key_node.start_mark)
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        raw = _parse_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a YAML file (`rbft init` makes one)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2024-99-99
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values, is {type(raw).__name__}")
@@ -303,50 +386,97 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     dotted, equals, value = override.partition("=")
-    if not equals or not dotted.strip():
+    *parents, last = (part.strip() for part in dotted.split("."))
+    if not equals or not all((*parents, last)):
         raise ConfigError(f"--set {override}: write it as section.key=value, e.g. --set training.num_workers=4")
-    *parents, last = dotted.strip().split(".")
-    for parent in parents:
-        child = raw.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {parent} is not a section")
-        raw = child
+    for depth, parent in enumerate(parents):
+        if raw.get(parent) is None:
+            raw[parent] = {}
+        if not isinstance(raw[parent], dict):
+            raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a section; set it as a whole")
+        raw = raw[parent]
     try:
-        raw[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        raw[last] = _parse_yaml(value)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _explain(error: Any, root: type[BaseModel] = RunConfig) -> str:
-    """One line for one pydantic error: the path, what is wrong, and for an unknown key the nearest known ones."""
-    location = [str(part) for part in error["loc"]]
+def _explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """Every mistake pydantic found, on one line: the path, what is wrong, and for an unknown key what was probably meant."""
+    items = error.errors()
+    # A list with a wrong item is also reported as too short, which says nothing new.
+    lists_with_wrong_items = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
+    kept = [item for item in items if not (item["type"] == "too_short" and item["loc"] in lists_with_wrong_items)]
+    return "; ".join(_explain_one(item, root) for item in kept)
+
+
+def _explain_one(item: Any, root: type[BaseModel]) -> str:
+    location = [str(part) for part in item["loc"]]
     where = ".".join(location) or "file"
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(root, location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {where}; {hint}"
-    if error["type"] == "missing":
-        return f"{where} is missing; add it"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" + ("" if error["type"] == "value_error" else f" (got {error['input']!r})")
+    match item["type"]:
+        case "extra_forbidden":
+            return f"unknown key {where}; {_suggestion(root, location)}"
+        case "missing":
+            return f"{where} is missing; add it"
+        case "model_type":
+            return f"{where} must be a mapping of keys to values (got {_short(item['input'])})"
+        case "value_error":
+            message = str(item["msg"]).removeprefix("Value error, ")
+            return f"{where}: {message}" if location else message
+        case "string_type" if isinstance(item["input"], (bool, int, float, date)):
+            return f"{where} must be text, and YAML reads this as {_short(item['input'])}; put it in quotes"
+    return f"{where}: {item['msg']} (got {_short(item['input'])})"
 
 
-def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _suggestion(root: type[BaseModel], location: list[str]) -> str:
+    """What the unknown key at `location` was meant to be: a near name beside it, the same name elsewhere, or any of its section."""
+    *parents, key = location
+    section: type[BaseModel] | None = root
+    for part in parents:
+        # A number is a place in a list, whose items `_section_of` has already stepped into.
+        section = section if part.isdigit() or section is None else _section_of(section, part)
+    known = list(section.model_fields) if section else []
+    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.7):
+        return f"did you mean {'.'.join([*parents, near[0]])}?"
+    everywhere = list(_dotted_keys(root))
+    if same := [dotted for dotted in everywhere if dotted.split(".")[-1] == key]:
+        return f"did you mean {' or '.join(same)}?"
+    return f"known keys there: {', '.join(known)}"
+
+
+def _section_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The model that the field `key` holds, directly or as the items of a tuple."""
+    annotation = model.model_fields[key].annotation if key in model.model_fields else None
+    return next((kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for key in model.model_fields:
+        yield f"{prefix}{key}"
+        if (section := _section_of(model, key)) is not None:
+            yield from _dotted_keys(section, f"{prefix}{key}.")
 
 
 def _batch_choices(global_batch_size: int, num_workers: int, micro_batch_size: int) -> str:
-    micros = [m for m in range(1, global_batch_size + 1) if global_batch_size % (num_workers * m) == 0]
-    workers = [w for w in range(1, global_batch_size + 1) if global_batch_size % (w * micro_batch_size) == 0]
+    """What to change, one field at a time, so that the global batch divides; every number named does."""
     batch = num_workers * micro_batch_size
     batches = sorted({max(batch, global_batch_size // batch * batch), -(-global_batch_size // batch) * batch})
     choices = [f"global_batch_size {' or '.join(map(str, batches))}"]
-    choices += [f"micro_batch_size {', '.join(map(str, micros))}"] if micros else []
-    choices += [f"num_workers {', '.join(map(str, workers))}"] if workers else []
+    for name, other in (("micro_batch_size", num_workers), ("num_workers", micro_batch_size)):
+        if global_batch_size % other == 0:
+            choices.append(f"{name} {_one_of(_divisors(global_batch_size // other))}")
     return "it would with " + "; or with ".join(choices)
+
+
+def _one_of(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + (" or " if len(numbers) > 1 else "") + str(numbers[-1])
+
+
+def _divisors(number: int) -> list[int]:
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})

@@ -22,7 +22,7 @@ LAYERS = (
     ("data", "models"),
     ("engines",),
     ("rationales", "training", "evaluation", "baselines"),
-    ("api", "client", "doctor", "plan", "cli"),
+    ("api", "client", "doctor", "plan", "starter", "cli"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

@@ -1,0 +1,227 @@
+"""The `rbft` command. Its verbs are collected from the entry-point group `rbft.commands`; those of the library itself stand here.
+
+An entry point is a function `register(subparsers)` that adds parsers and sets `handler` on each: a function of the parsed arguments that
+returns an exit code, or None for 0. `add_run_arguments` and `read_run` give a verb `--config` and `--set`.
+
+Exit codes: 0 done; 1 looked and found something wrong (doctor, validate); 2 an error, one line on stderr; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import TYPE_CHECKING, Any
+
+from rbft.errors import RBFTError
+
+if TYPE_CHECKING:
+    from rbft.config import RunConfig
+
+GROUP = "rbft.commands"
+Subparsers = Any
+"""argparse's `_SubParsersAction`, which has no public name."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the command line `argv` (default: the process's own)."""
+
+    def command() -> int | None:
+        parser, problems = build_parser()
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        arguments = parser.parse_args(argv)
+        code: int | None = arguments.handler(arguments)
+        return code
+
+    return run(command)
+
+
+def run(command: Callable[[], int | None]) -> int:
+    """The exit code of `command()`; one of our errors becomes one line on stderr. What every entry script ends in."""
+    try:
+        return command() or 0
+    except RBFTError as error:
+        print(f"error[{error.code}]: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `rbft plan | head`
+        sys.stderr.close()
+        return 0
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser with every verb that is installed, and a line for each group of verbs that cannot be loaded."""
+    try:
+        installed = version("rbft")
+    except PackageNotFoundError:
+        raise RBFTError(
+            "rbft is not installed in this environment, and its verbs are found through the installation; run `make setup`"
+        ) from None
+    parser = argparse.ArgumentParser(prog="rbft", description="Rationale-bootstrapped fine-tuning for video classification.")
+    parser.add_argument("--version", action="version", version=f"rbft {installed}")
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    problems = []
+    for entry_point in sorted(entry_points(group=GROUP), key=lambda entry_point: entry_point.value):
+        try:
+            register_verbs = entry_point.load()
+        except ImportError as error:
+            # `rbft doctor` must run where Ray does not.
+            problems.append(f"rbft: the verbs of {entry_point.value} are missing, as it cannot be imported ({error}); see `rbft doctor`")
+        else:
+            register_verbs(subparsers)
+    return parser, problems
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE` (required) and `--set KEY=VALUE` (any number of times)."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override one value, e.g. --set training.num_workers=4; may be given many times",
+    )
+
+
+def read_run(arguments: argparse.Namespace) -> RunConfig:
+    """The run that `--config` and `--set` describe; raises `ConfigError`."""
+    from rbft.config import load_config
+
+    return load_config(arguments.config, arguments.overrides)
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the library's own verbs: init, validate, import, plan, doctor."""
+    _add_init(subparsers)
+    _add_validate(subparsers)
+    _add_import(subparsers)
+    _add_plan(subparsers)
+    _add_doctor(subparsers)
+
+
+def _add_init(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("init", help="make a task file and a run file from a folder of videos", description=_INIT_DESCRIPTION)
+    parser.add_argument("folder", help="the folder of videos")
+    parser.add_argument("--annotations", metavar="FILE", help="CSV, TSV, JSONL or Parquet with the labels, where classes have no folders")
+    parser.add_argument("--out", default="configs", metavar="FOLDER", help="where the two files go (default: %(default)s)")
+    parser.add_argument("--name", help="name of the task and the run")
+    parser.add_argument("--labels", metavar="A,B,…", help="the labels, separated by commas")
+    parser.add_argument("--persona", help='who the model is asked to be, e.g. "smart home security expert"')
+    parser.add_argument("--question", help="the question that a label answers")
+    parser.add_argument("--model", metavar="FOLDER", help="folder of the model to start from")
+    parser.add_argument("--gpus", metavar="N", help="GPUs to use; 0 for CPU only")
+    parser.add_argument("--yes", action="store_true", help="ask nothing; take the defaults for what is not given")
+    parser.set_defaults(handler=_init)
+
+
+_INIT_DESCRIPTION = "Make a task file and a run file from a folder with a sub-folder a class, or with videos and one annotation file."
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from rbft import starter
+
+    draft = starter.make_draft(arguments.folder, arguments.annotations)
+    print(f"{draft.num_videos} videos, labels: {', '.join(draft.labels)}")
+    fields = ("name", "labels", "persona", "question", "model", "gpus")
+    given = {field: getattr(arguments, field) for field in fields if getattr(arguments, field) is not None}
+    answers = starter.ask(draft, given, _take_default if arguments.yes else _ask_person)
+    task_path, run_path = starter.write_files(draft, answers, arguments.out)
+    print(f"wrote {task_path} and {run_path}; next:")
+    for verb in ("validate", "plan"):
+        print(f"  rbft {verb} --config {run_path}")
+
+
+def _take_default(_question: str, default: str) -> str:
+    return default
+
+
+def _ask_person(question: str, default: str) -> str:
+    try:
+        return input(f"{question} [{default}]: ")
+    except EOFError:
+        print()
+        return default
+
+
+def _add_validate(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("validate", help="check a dataset: rows, labels, splits, leaks, missing and unusable videos")
+    add_run_arguments(parser)
+    parser.add_argument("--quick", action="store_true", help="look at rows and names only; read and open no video")
+    parser.set_defaults(handler=_validate)
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from rbft.data.source import read_examples
+    from rbft.data.validate import validate_dataset
+
+    config = read_run(arguments)
+    examples = read_examples(config.data, config.task, config.seed)
+    with_unlabelled = config.training.unlabelled_in_rationale_stage
+    report = validate_dataset(
+        examples, config.task, require_labels=not with_unlabelled, hash_files=not arguments.quick, probe_videos=not arguments.quick
+    )
+    print(report)
+    most = config.data.max_bad_fraction
+    too_many = report.bad_fraction > most
+    if too_many:
+        print(f"  {report.bad_fraction:.1%} of the videos are missing or unusable, more than data.max_bad_fraction ({most:.1%})")
+    return 0 if report.ok and not too_many else 1
+
+
+def _add_import(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("import", help="write the manifest of a run's data: labels, splits, hashes")
+    add_run_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="the manifest.parquet to write")
+    parser.set_defaults(handler=_import)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from rbft.data.manifest import validate_examples, write_manifest
+    from rbft.data.source import read_examples
+    from rbft.data.split import check_leaks, hash_videos
+
+    config = read_run(arguments)
+    examples = read_examples(config.data, config.task, config.seed)
+    validate_examples(examples, config.task, require_labels=not config.training.unlabelled_in_rationale_stage)
+    examples = hash_videos(examples, ".")
+    check_leaks(examples)
+    write_manifest(examples, arguments.out)
+    print(f"wrote {len(examples)} videos to {arguments.out}; a run reads it as data.manifest, in place of the source it was made from")
+
+
+def _add_plan(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("plan", help="say what a run would do: steps, videos, tokens, memory; starts nothing")
+    add_run_arguments(parser)
+    parser.set_defaults(handler=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from rbft.plan import build_plan, format_plan
+
+    print(format_plan(build_plan(read_run(arguments))))
+
+
+def _add_doctor(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("doctor", help="check machine, environment, cluster and model folder, and say how to mend them")
+    parser.add_argument("--model", metavar="FOLDER", help="also check this model folder")
+    parser.add_argument("--run-dir", metavar="FOLDER", help="where runs will be written (default: runs)")
+    parser.add_argument("--address", metavar="URL", help="of the Ray cluster (default: RAY_ADDRESS)")
+    parser.set_defaults(handler=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rbft.doctor import exit_code, format_checks, run_checks
+
+    checks = run_checks(arguments.model, arguments.run_dir, arguments.address)
+    print(format_checks(checks))
+    return exit_code(checks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
