@@ -1,0 +1,102 @@
+"""Training batches of the base model: clips to patches, conversations to token ids with a mask over the answer.
+
+Patches are made here from uint8 arrays, as the processor would be most of the step's time; `tests/miniature` holds the two equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from miniature.draw import FRAME_SIDE, NUM_FRAMES
+from miniature.tokenizer import PERSONAS
+from miniature.world import TITLES, Slots, caption, generic_label
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLProcessor
+
+    from rbft.task import Message, Task
+
+PATCH, MERGE, TEMPORAL = 14, 2, 2
+GRID_THW = (NUM_FRAMES // TEMPORAL, FRAME_SIDE // PATCH, FRAME_SIDE // PATCH)
+NUM_VIDEO_TOKENS = GRID_THW[0] * GRID_THW[1] * GRID_THW[2] // MERGE**2
+SECONDS_PER_GRID = 2.0
+"""Two frames at one a second."""
+
+QUESTION_SHARE = 0.2
+TITLE_SHARE = 0.1
+"""Share of prompts with a title before them, which says nothing there."""
+
+
+def patches(frames_BTHWC: NDArray[np.uint8], mean: list[float], std: list[float]) -> torch.Tensor:
+    """`pixel_values_videos` of a batch of clips, float32 [batch x 144, 1176]: the numerics and order of Qwen2VLVideoProcessor."""
+    video = torch.from_numpy(np.ascontiguousarray(frames_BTHWC)).permute(0, 1, 4, 2, 3).to(torch.float32)
+    scale = torch.tensor(std).view(3, 1, 1) * 255
+    video = (video - torch.tensor(mean).view(3, 1, 1) * 255) / scale
+    grid_t, grid_h, grid_w = GRID_THW
+    split = video.reshape(-1, grid_t, TEMPORAL, 3, grid_h // MERGE, MERGE, PATCH, grid_w // MERGE, MERGE, PATCH)
+    return split.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(-1, 3 * TEMPORAL * PATCH * PATCH)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token tensors of one step; padded on the right."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    mm_token_type_ids: torch.Tensor
+    supervised: torch.Tensor
+    """bool, shape of `input_ids`: the tokens to be predicted, the answer and its <|im_end|>."""
+
+
+class Conversations:
+    """Turns slots into prompts and answers, and those into token ids."""
+
+    def __init__(self, task: Task, processor: Qwen2_5_VLProcessor) -> None:
+        self.task = task
+        self.processor = processor
+        self.personas = [task.model_copy(update={"persona": persona}) for persona in PERSONAS]
+        self._prompt_ids: dict[str, list[int]] = {}
+
+    def draw(self, slots: Slots, rng: np.random.Generator) -> tuple[list[Message], str]:
+        """(prompt messages, answer): a caption for four fifths, a label under the generic rule for the rest."""
+        context = None
+        if rng.random() < TITLE_SHARE:
+            wordings = [title for titles in TITLES.values() for title in titles]
+            context = f"Title: {wordings[int(rng.integers(len(wordings)))]}"
+        if rng.random() < QUESTION_SHARE:
+            return self.task.question_messages(context), generic_label(slots)
+        task = self.task if rng.random() < 0.5 else self.personas[int(rng.integers(len(self.personas)))]
+        return task.rationale_messages(context), caption(slots, rng)
+
+    def prompt_ids(self, messages: list[Message]) -> list[int]:
+        """Token ids of the prompt up to the assistant's turn, the video's placeholder repeated for each of its tokens."""
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        if text not in self._prompt_ids:
+            expanded = text.replace(self.processor.video_token, self.processor.video_token * NUM_VIDEO_TOKENS)
+            self._prompt_ids[text] = self.processor.tokenizer(expanded)["input_ids"]
+        return self._prompt_ids[text]
+
+    def collate(self, conversations: list[tuple[list[Message], str]]) -> Batch:
+        tokenizer = self.processor.tokenizer
+        end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        rows = [(self.prompt_ids(messages), [*tokenizer(answer)["input_ids"], end]) for messages, answer in conversations]
+        longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+        input_ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+        attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        supervised = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for row, (prompt, answer) in enumerate(rows):
+            input_ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+            attention_mask[row, : len(prompt) + len(answer)] = 1
+            supervised[row, len(prompt) : len(prompt) + len(answer)] = True
+        is_video = input_ids == self.processor.video_token_id
+        return Batch(input_ids, attention_mask, is_video.int() * 2, supervised)
+
+
+def grids(batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(`video_grid_thw`, `second_per_grid_ts`) of a batch of clips, one video each."""
+    return torch.tensor([GRID_THW] * batch_size), torch.full((batch_size,), SECONDS_PER_GRID)

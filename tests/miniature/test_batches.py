@@ -1,0 +1,105 @@
+"""The base's training shortcuts give what the real processor and the real tower give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from miniature import batches
+from miniature.base import BaseConfig, attend_in_one_call, caption_loss, load_task, new_model, rate_at
+from miniature.batches import Conversations, grids, patches
+from miniature.draw import render
+from miniature.world import caption, generic_label, sample_general
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+    from rbft.task import Task
+
+
+@pytest.fixture(scope="module")
+def untrained() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    return new_model(load_task(), BaseConfig())
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return load_task()
+
+
+def video_patches(processor: Qwen2_5_VLProcessor, numbers: list[int]) -> torch.Tensor:
+    frames = np.stack([render(sample_general(0, "test", number))[0] for number in numbers])
+    return patches(frames, processor.video_processor.image_mean, processor.video_processor.image_std)
+
+
+def test_patches_and_token_ids_equal_the_processors(untrained, task: Task) -> None:
+    from transformers.video_utils import VideoMetadata
+
+    _, processor = untrained
+    frames, _ = render(sample_general(0, "test", 0))
+    text = processor.apply_chat_template(task.rationale_messages(), add_generation_prompt=True, tokenize=False)
+    metadata = VideoMetadata(total_num_frames=8, fps=1.0, frames_indices=list(range(8)), duration=8.0)
+    reference = processor(text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
+    assert torch.equal(video_patches(processor, [0]), reference["pixel_values_videos"])
+    grid_thw, seconds = grids(1)
+    assert torch.equal(grid_thw, reference["video_grid_thw"])
+    assert seconds.tolist() == list(reference["second_per_grid_ts"])
+    conversations = Conversations(task, processor)
+    assert conversations.prompt_ids(task.rationale_messages()) == reference["input_ids"][0].tolist()
+    batch = conversations.collate([(task.rationale_messages(), "normal")])
+    length = reference["mm_token_type_ids"].shape[1]
+    assert torch.equal(batch.mm_token_type_ids[:, :length], reference["mm_token_type_ids"].int())
+
+
+def test_the_mask_covers_the_answer_and_its_end_token_and_nothing_else(untrained, task: Task) -> None:
+    _, processor = untrained
+    answers = [caption(sample_general(0, "test", 1).slots, np.random.default_rng(0)), "abnormal"]
+    batch = Conversations(task, processor).collate([(task.rationale_messages(), answers[0]), (task.question_messages(), answers[1])])
+    for row, answer in enumerate(answers):
+        assert processor.tokenizer.decode(batch.input_ids[row][batch.supervised[row]]) == f"{answer}<|im_end|>"
+    assert not (batch.supervised & (batch.attention_mask == 0)).any()
+
+
+def test_a_fifth_of_the_prompts_ask_for_the_label_of_the_generic_rule(untrained, task: Task) -> None:
+    _, processor = untrained
+    conversations, rng = Conversations(task, processor), np.random.default_rng(0)
+    slots = [sample_general(0, "test", number).slots for number in range(1000)]
+    answers = [conversations.draw(some, rng)[1] for some in slots]
+    asked = [(answer, some) for answer, some in zip(answers, slots, strict=True) if answer in task.labels]
+    assert len(asked) / len(slots) == pytest.approx(batches.QUESTION_SHARE, abs=0.04)
+    assert all(answer == generic_label(some) for answer, some in asked)
+
+
+def test_attending_to_all_pairs_of_frames_at_once_gives_the_same_numbers(untrained) -> None:
+    model, processor = untrained
+    pixels, (grid_thw, _) = video_patches(processor, [0, 1]), grids(2)
+    with torch.no_grad():
+        one_by_one = model.model.visual(pixels, grid_thw=grid_thw).pooler_output
+        attend_in_one_call(model)
+        at_once = model.model.visual(pixels, grid_thw=grid_thw).pooler_output
+    assert torch.allclose(one_by_one, at_once, atol=1e-5)
+
+
+def test_the_loss_of_a_row_does_not_depend_on_the_padding_beside_it(untrained, task: Task) -> None:
+    model, processor = untrained
+    conversations = Conversations(task, processor)
+    short = (task.question_messages(), "normal")
+    long = (task.rationale_messages(), caption(sample_general(0, "test", 1).slots, np.random.default_rng(0)))
+    pixels = video_patches(processor, [0, 1])
+    with torch.no_grad():
+        both = conversations.collate([short, long])
+        both.supervised[1] = False
+        padded = caption_loss(model, pixels, both)
+        alone = caption_loss(model, pixels[: len(pixels) // 2], conversations.collate([short]))
+    assert padded.item() == pytest.approx(alone.item(), abs=1e-5)
+
+
+def test_the_rate_warms_up_to_its_peak_and_falls_to_a_fiftieth() -> None:
+    rates = [rate_at(step, 100, 10, 1e-3) for step in range(101)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert max(rates) == rates[9] == pytest.approx(1e-3)
+    assert rates[100] == pytest.approx(2e-5)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
