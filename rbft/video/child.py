@@ -1,0 +1,94 @@
+"""The child process that decodes: one request a line on stdin, messages on stdout. Started by `rbft.video.pool`, never by hand.
+
+A message is a 4-byte big-endian length, that many bytes of JSON (`kind` and its fields), and, for a clip, its pixels as raw bytes:
+    ready       it can take requests
+    backend     decoder `backend` starts now
+    log         `level`, `message`, to be logged by the parent
+    clip        the fields of `Clip`, `shape`; then the pixels
+    error       `code`, `message` of a `VideoError`
+It imports numpy, Pillow, PyAV and decord, nothing heavier, and ends with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import signal
+import struct
+import sys
+from typing import Any, BinaryIO
+
+from rbft.errors import VideoDecodeError, VideoError
+from rbft.records import VideoSpec
+
+LENGTH = struct.Struct(">I")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Arguments: the parent's process id and the memory limit in bytes."""
+    parent_pid, memory_limit_bytes = int(sys.argv[1]), int(sys.argv[2])
+    _die_with(parent_pid)
+    # The messages get a descriptor of their own: a library that prints goes to stderr.
+    messages = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    import decord  # noqa: F401  # loaded now, so that a request pays for decoding only
+
+    from rbft.video.decode import decode
+
+    # Private writable memory. The address space would count what is only reserved, too: thread stacks, arenas, mapped libraries.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_limit_bytes, memory_limit_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _forward_logs(messages)
+    send(messages, "ready")
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        try:
+            clip = decode(
+                request["path"],
+                VideoSpec(**request["spec"]),
+                request["start_s"],
+                request["end_s"],
+                announce=lambda backend: send(messages, "backend", backend=backend),
+            )
+        except VideoError as error:
+            send(messages, "error", code=error.code, message=str(error))
+        except Exception as error:  # noqa: BLE001  # a file must not be able to end its reader; the parent makes it an error row
+            reason = f"{request['path']}: cannot be decoded ({type(error).__name__}: {error}); get it again or re-encode it"
+            send(messages, "error", code=VideoDecodeError.code, message=" ".join(reason.split()))
+        else:
+            pixels = clip.frames_THWC
+            fields = {name: value for name, value in vars(clip).items() if name != "frames_THWC"}
+            send(messages, "clip", pixels.data.cast("B"), shape=pixels.shape, **fields)
+
+
+def send(messages: BinaryIO, kind: str, payload: Any = b"", **fields: Any) -> None:
+    """Write one message."""
+    body = json.dumps({"kind": kind, **fields}).encode()
+    messages.write(LENGTH.pack(len(body)) + body)
+    messages.write(payload)
+    messages.flush()
+
+
+def _die_with(parent_pid: int) -> None:
+    # By the kernel, because a decoder that hangs holds the interpreter and would notice nothing. It may have been too late already.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit("the parent is gone")
+
+
+def _forward_logs(messages: BinaryIO) -> None:
+    class ToParent(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            send(messages, "log", level=record.levelno, message=record.getMessage())
+
+    logging.basicConfig(level=logging.INFO, handlers=[ToParent()])
+
+
+if __name__ == "__main__":
+    main()
