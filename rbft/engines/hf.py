@@ -11,8 +11,7 @@ import torch
 
 from rbft.config import ModelConfig
 from rbft.engines.base import Generated, Sampling
-from rbft.engines.labels import label_tree, sum_over_tree
-from rbft.models.chat import ChatAdapter
+from rbft.models.chat import IGNORE_INDEX, ChatAdapter
 from rbft.models.load import load_model
 from rbft.records import Clip, VideoSpec
 from rbft.task import Message
@@ -39,16 +38,12 @@ class HFEngine:
     def close(self) -> None:
         self._model = None
 
-    def _inputs(self, clip: Clip, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
-        batch = self.adapter.collate([self.adapter.encode(clip, messages)])
-        del batch["labels"]
-        dtype = self._model.dtype
-        return {name: value.to(self._device, dtype if value.is_floating_point() and name.startswith("pixel") else None) for name, value in batch.items()}
-
     @torch.inference_mode()
     def _generate(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> Generated:
         with self._lock:
-            inputs = self._inputs(clip, messages)
+            batch = self.adapter.collate([self.adapter.encode(clip, messages)])
+            del batch["labels"]
+            inputs = self._on_device(batch)
             torch.manual_seed(sampling.seed)
             draw = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature > 0 else {"do_sample": False}
             output_BL = self._model.generate(
@@ -61,19 +56,18 @@ class HFEngine:
 
     @torch.inference_mode()
     def _score(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str]) -> dict[str, float]:
-        answers = {label: self.adapter.answer_ids(label) for label in labels}
-        tree = label_tree(answers)
+        # Teacher-forced: one row a label, as in training. The tree saves nothing here, as there is no cache to share the video in.
+        batch = self.adapter.collate([self.adapter.encode(clip, messages, label) for label in labels])
+        labels_BL = batch.pop("labels")[:, 1:]
         with self._lock:
-            inputs = self._inputs(clip, messages)
-            reads = {node: self._read(inputs, node, tokens) for node, tokens in tree.items()}
-        return sum_over_tree(answers, reads)
+            hidden_BLH = self._model.model(**self._on_device(batch), use_cache=False).last_hidden_state[:, :-1]
+            supervised_BL = labels_BL.to(self._device) != IGNORE_INDEX
+            logprobs_NV = torch.log_softmax(self._model.lm_head(hidden_BLH[supervised_BL]).float(), dim=-1)
+        tokens_N = labels_BL[labels_BL != IGNORE_INDEX].to(self._device)
+        logprobs_N = logprobs_NV.gather(1, tokens_N[:, None])[:, 0]
+        lengths = (labels_BL != IGNORE_INDEX).sum(dim=1).tolist()
+        return {label: float(part.double().sum()) for label, part in zip(labels, logprobs_N.split(lengths), strict=True)}
 
-    def _read(self, inputs: dict[str, torch.Tensor], node: Sequence[int], tokens: list[int]) -> dict[int, float]:
-        extra = torch.tensor([list(node)], dtype=torch.long, device=self._device).reshape(1, len(node))
-        extended = dict(inputs)
-        extended["input_ids"] = torch.cat([inputs["input_ids"], extra], dim=1)
-        extended["attention_mask"] = torch.ones_like(extended["input_ids"])
-        extended["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(extra)], dim=1)
-        logits_V = self._model(**extended, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-        logprobs_V = torch.log_softmax(logits_V, dim=-1)
-        return {token: float(logprobs_V[token]) for token in tokens}
+    def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        pixels = batch["pixel_values_videos"].to(self._device, self._model.dtype)
+        return {name: value.to(self._device) for name, value in batch.items()} | {"pixel_values_videos": pixels}

@@ -108,8 +108,8 @@ class VllmEngine:
         result = None
         try:
             stream: AsyncIterator[Any] = self._llm.generate(prompt, params, request_id=uuid.uuid4().hex)
-            async for result in stream:
-                pass
+            async for output in stream:
+                result = output
         except self._dead_error as error:
             raise EngineGoneError(f"the engine died: {_one_line(error)}") from error
         except ValueError as error:

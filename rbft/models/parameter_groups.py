@@ -49,10 +49,14 @@ def check_parameter_groups(model: Any, groups: list[dict[str, Any]]) -> None:
     trainable = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     wrong = [name for key, name in trainable.items() if seen.get(key, 0) != 1]
     if wrong or len(seen) != len(trainable):
-        raise TrainingError(f"parameters that are not in exactly one optimiser group: {wrong[:5] or 'unknown ones'}; this is a bug, report it")
+        raise TrainingError(
+            f"parameters that are not in exactly one optimiser group: {wrong[:5] or 'unknown ones'}; this is a bug, report it"
+        )
     for part in ("language", "vision"):
         if not any(group["name"].startswith(part) for group in groups):
-            raise TrainingError(f"the model has no trainable {part} parameters under the expected names; is it a Qwen2-VL or Qwen2.5-VL model?")
+            raise TrainingError(
+                f"the model has no trainable {part} parameters under the expected names; is it a Qwen2-VL or Qwen2.5-VL model?"
+            )
 
 
 def _is_vision_tower(name: str) -> bool:

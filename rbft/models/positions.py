@@ -1,9 +1,10 @@
 """3-D positions (M-RoPE) as the models were trained with them and as vLLM computes them.
 
 transformers 5.19 lets the text after a video go on at `start + max(height, width)` of the merged grid. The reference implementation of
-Qwen2-VL and Qwen2.5-VL, and vLLM, go on after the *largest* position of the video, its temporal ones included. At 1 FPS temporal positions of
-Qwen2.5-VL are 4 apart, so any clip of more than a few seconds gets other text positions, and label log-likelihoods differ by up to 0.1.
-`use_reference_positions` gives a loaded model the reference's positions; without it, training and serving would disagree silently.
+Qwen2-VL and Qwen2.5-VL, and vLLM, go on after the *largest* position of the video, its temporal ones included. At 1 FPS temporal
+positions of Qwen2.5-VL are 4 apart, so any clip of more than a few seconds gets other text positions there, and label
+log-likelihoods differ by up to 0.1. `use_reference_positions` gives a loaded model the reference's; without it, training and
+serving would disagree silently.
 
 Legend: B samples, L tokens.
 """

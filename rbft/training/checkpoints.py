@@ -53,7 +53,9 @@ def load_latest(engine: Any, folder: Path, fingerprint: str) -> int:
         raise CheckpointError(f"{newest}: is of another configuration; delete {folder} to start afresh")
     num_workers = marker["lineage"]["num_workers"]
     if num_workers != dist.get_world_size():
-        raise CheckpointError(f"{newest}: was written by {num_workers} workers, this run has {dist.get_world_size()}; set training.num_workers={num_workers}, or delete {folder}")
+        raise CheckpointError(
+            f"{newest}: was written by {num_workers} workers, this run has {dist.get_world_size()}; set training.num_workers={num_workers}, or delete {folder}"
+        )
     try:
         artifacts.verify(newest)
     except ArtifactError as error:

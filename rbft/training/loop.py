@@ -9,53 +9,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from rbft import artifacts
-from rbft.config import ModelConfig, OptimiserConfig, TrainingConfig, VideoConfig
 from rbft.data.samples import SampleEncoder, TrainingItem
 from rbft.errors import TrainingError
 from rbft.models.chat import ChatAdapter
 from rbft.models.load import load_model, make_card, save_model
-from rbft.task import Task
 from rbft.training.checkpoints import load_latest, save_checkpoint
 from rbft.training.deepspeed_engine import build_engine, check_rates, forward_backward, set_rates, whole_state_dict
 from rbft.training.order import global_batches, worker_share
+from rbft.training.stage import StageSpec
 from rbft.video.pool import DecodePool
 
-Report = Callable[[dict[str, float]], None]
 
-
-@dataclass(frozen=True)
-class StageSpec:
-    """What one stage trains, from what, into what."""
-
-    name: str
-    """For people: "rb-ft/rationale"."""
-    folder: str
-    """Where checkpoints, logs and `final/` go; a disk all workers share."""
-    fingerprint: str
-    model: ModelConfig
-    """The model to start from."""
-    task: Task
-    video: VideoConfig
-    training: TrainingConfig
-    optimiser: OptimiserConfig
-    epochs: int
-    seed: int
-    max_bad_fraction: float
-    lineage: dict[str, Any]
-
-
-def run_stage(spec: StageSpec, items: list[TrainingItem], report: Report) -> Path:
+def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
     """Train `items` to the end and write `final/`; the path of it. Goes on from the newest checkpoint in `spec.folder`.
 
-    `report` is called on every worker after each optimiser step with the scalars of its log line.
     Raises `TrainingError` if there is nothing to train on or too many videos are unusable.
     """
     folder = Path(spec.folder)
@@ -95,6 +69,7 @@ def run_stage(spec: StageSpec, items: list[TrainingItem], report: Report) -> Pat
                 "supervised_tokens": num_tokens,
                 "samples_per_s": (steps_done - first_step) * training.global_batch_size / elapsed_s,
                 "data_wait_s": waited_s,
+                "elapsed_s": elapsed_s,
                 "eta_s": elapsed_s / (steps_done - first_step) * (len(batches) - steps_done),
                 **rates,
             }
@@ -102,7 +77,6 @@ def run_stage(spec: StageSpec, items: list[TrainingItem], report: Report) -> Pat
                 log.write(scalars)
             if steps_done % training.checkpoint_every_steps == 0 or steps_done == len(batches):
                 save_checkpoint(engine, folder / "checkpoints", steps_done, spec.fingerprint)
-            report(scalars)
         encoder.close()
     _check_bad_share(spec, encoder, len(items))
     if log is not None:

@@ -1,0 +1,1 @@
+"""What a person submits: generate, train, evaluate, pipeline. Wiring and resources; the science is in `rbft`."""

