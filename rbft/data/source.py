@@ -30,7 +30,8 @@ def read_examples(data: DataConfig, task: Task, seed: int) -> list[Example]:
 
 def _read(data: DataConfig, task: Task) -> list[Example]:
     if data.manifest:
-        base = data.video_root or data.manifest.rpartition("/")[0]
+        folder, slash, _ = data.manifest.rpartition("/")
+        base = data.video_root or folder or slash or "."
         return [replace(example, uri=resolve_uri(example.uri, base)) for example in read_manifest(data.manifest)]
     if data.annotations:
         return read_annotations(data.annotations, task, data.columns, video_root=data.video_root)
