@@ -12,7 +12,6 @@ from ray_jobs.command import main
 from ray_jobs.generate import report_errors
 from ray_jobs.inference import EngineName, Work, run_inference
 from ray_jobs.progress import Progress, say
-from ray_jobs.ray_runtime import ray_runtime
 from ray_jobs.run import Run, video_key
 from rbft import artifacts, rows, storage
 from rbft.config import ModelConfig
@@ -111,7 +110,7 @@ def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
 
 
 def job(run: Run) -> None:
-    with ray_runtime(), run.timed("evaluate"):
+    with run.timed("evaluate"):
         evaluate(run, list(run.config.evaluation.systems))
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from ray_jobs.command import main
 from ray_jobs.inference import Work, run_inference
 from ray_jobs.progress import Progress, say
-from ray_jobs.ray_runtime import ray_runtime
 from ray_jobs.run import Run
 from rbft import artifacts, rows
 from rbft.errors import JobError
@@ -82,7 +81,7 @@ def report_errors(run: Run, step: str, outcomes: Sequence[tuple[str, str | None,
 
 
 def job(run: Run) -> None:
-    with ray_runtime(), run.timed("generate"):
+    with run.timed("generate"):
         generate(run)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from ray_jobs.ray_runtime import ensure_ray
 from rbft import rows
 from rbft.config import ModelConfig, RunConfig
 from rbft.engines.base import Engine
@@ -64,6 +65,7 @@ def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], o
     ]
     if not blocks:
         return
+    ensure_ray()
     # One row a block: Ray Data moves descriptions of work, a few kilobytes each; frames never leave the actor.
     dataset = ray.data.from_arrow([pa.table({"block": [json.dumps(block)]}) for block in blocks])
     with warnings.catch_warnings():

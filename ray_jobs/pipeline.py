@@ -13,7 +13,6 @@ from ray_jobs.evaluate import evaluate, finish_predictions, held_out, prediction
 from ray_jobs.generate import generate, read_rationales
 from ray_jobs.memory import PeakMemory
 from ray_jobs.progress import say
-from ray_jobs.ray_runtime import ray_runtime
 from ray_jobs.run import Run
 from ray_jobs.train import train
 from rbft import storage
@@ -31,8 +30,7 @@ def job(run: Run) -> None:
     with PeakMemory() as memory:
         with run.timed("manifest"):
             say(f"run {run.config.name}: {len(run.cohort())} training and {len(held_out(run))} {run.config.evaluation.split} videos")
-        with run.timed("start"), ray_runtime():
-            run_steps(run, list(systems))
+        run_steps(run, list(systems))
     run.note("peak_rss_bytes", max(memory.peak_bytes, run.fact("peak_rss_bytes", 0)))
     with run.timed("report"):
         report = make_report(run)
@@ -45,7 +43,7 @@ def job(run: Run) -> None:
 
 
 def run_steps(run: Run, systems: list[str]) -> None:
-    """Everything that needs Ray, in order."""
+    """Generation, training and evaluation, in order; Ray is joined or started by the first that has anything to do."""
     zero_shot = [prediction_work(run, "zero-shot", run.config.model, "vllm")] if "zero-shot" in systems else []
     with run.timed("generate"):
         if "rb-ft" in systems:

@@ -21,7 +21,7 @@ from typing import Any
 from ray_jobs.command import main
 from ray_jobs.generate import read_rationales
 from ray_jobs.progress import SAY_EVERY_S, say
-from ray_jobs.ray_runtime import ray_runtime
+from ray_jobs.ray_runtime import ensure_ray
 from ray_jobs.run import Run
 from rbft import artifacts, storage
 from rbft.data.samples import TrainingItem, classify_items, rationale_items
@@ -134,6 +134,7 @@ def _fit(run: Run, stages: list[PlannedStage]) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    ensure_ray()
     training = run.config.training
     uses_gpu = training.num_gpus > 0
     name = artifacts.fingerprint([planned.spec.fingerprint for planned in stages])
@@ -217,7 +218,7 @@ def _last_line(path: Path) -> dict[str, Any] | None:
 
 
 def job(run: Run) -> None:
-    with ray_runtime(), run.timed("train"):
+    with run.timed("train"):
         train(run)
 
 

@@ -32,7 +32,7 @@ class Example:
     start_s: float | None = None
     """Seconds from the beginning at which the clip starts; None is the beginning."""
     end_s: float | None = None
-    """Seconds from the beginning at which the clip ends; None is the end."""
+    """Seconds from the beginning at which the clip ends; negative: seconds before the end of the video; None is the end."""
     human_text: str | None = None
     """A person's description of the video (paper, Table 4)."""
     context: str | None = None

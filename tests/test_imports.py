@@ -15,14 +15,15 @@ HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")
 
 # docs/architecture.md, "Imports point one way": a part imports parts of its own layer or of those before it.
 LAYERS = (
-    ("api", "errors", "records"),
+    ("api", "errors", "records", "seeds"),
     ("task",),
     ("config",),
-    ("artifacts", "layout", "storage", "video", "model_folder"),
+    ("artifacts", "layout", "storage", "model_folder"),
+    ("rows", "video"),
     ("data", "models"),
     ("engines",),
     ("rationales", "training", "evaluation", "baselines"),
-    ("api", "client", "doctor", "plan", "starter", "cli"),
+    ("client", "doctor", "plan", "starter", "cli"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

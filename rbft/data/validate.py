@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from rbft.data.locations import resolve_uri
 from rbft.data.manifest import find_problems, read_manifest
 from rbft.data.split import Leak, find_leaks, hash_videos
 from rbft.errors import ArtifactError, VideoError
-from rbft.records import SPLITS, Example
+from rbft.records import SPLITS, Example, VideoSpec
 from rbft.task import Task
 
 NO_SPLIT = "(no split)"
@@ -52,7 +53,7 @@ class ValidationReport:
     missing: dict[str, str] = field(default_factory=dict)
     """Id -> location at which there is no file."""
     unusable: dict[str, str] = field(default_factory=dict)
-    """Id -> "code: message" of the videos that could not be probed."""
+    """Id -> "code: message" of the videos that could not be decoded."""
     baselines: tuple[Baseline, ...] = ()
 
     @property
@@ -91,7 +92,7 @@ def validate_dataset(
 ) -> ValidationReport:
     """The report on a manifest file, or on examples whose URIs are relative to `base` (default: the manifest's folder).
 
-    `hash_files` reads every file once, to find the same bytes under two names; `probe_videos` opens every video.
+    `hash_files` reads every file once, to find the same bytes under two names; `probe_videos` decodes a little of every video.
     Raises `ManifestError` if the manifest cannot be read at all.
     """
     if isinstance(manifest, (str, Path)):
@@ -118,7 +119,7 @@ def validate_dataset(
         leaks=tuple(find_leaks(examples)),
         copies=_copies(examples),
         missing=missing,
-        unusable=_probe(present) if probe_videos else {},
+        unusable=_try(present) if probe_videos else {},
         baselines=trivial_baselines(examples, task),
     )
 
@@ -180,17 +181,23 @@ def _copies(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(ids) for ids in groups.values() if len(ids) > 1)
 
 
-def _probe(examples: Sequence[Example]) -> dict[str, str]:
-    from rbft.video.probe import probe
+def _try(examples: Sequence[Example]) -> dict[str, str]:
+    """Decode a little of every video, each in a child process with a deadline: a file that hangs a decoder must not hang us."""
+    from rbft.video.pool import DecodePool
 
-    unusable = {}
-    for example in examples:
-        try:
-            with storage.local_copy(example.uri) as path:
-                probe(path)
-        except VideoError as error:
-            unusable[example.id] = f"{error.code}: {error}"
-    return unusable
+    spec = VideoSpec(fps=0.1, min_frames=2, max_frames=2, max_pixels=28 * 28)
+    num_workers = os.cpu_count() or 1
+    with DecodePool(num_workers) as pool, ThreadPoolExecutor(num_workers) as threads:
+
+        def why_not(example: Example) -> str | None:
+            try:
+                pool.decode(example.uri, spec, example.start_s, example.end_s)
+            except VideoError as error:
+                return f"{error.code}: {error}"
+            return None
+
+        answers = threads.map(why_not, examples)
+        return {example.id: why for example, why in zip(examples, answers, strict=True) if why is not None}
 
 
 def _folder_of(manifest: str | Path) -> str:
