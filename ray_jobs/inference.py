@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from ray_jobs.ray_runtime import ensure_ray
+from ray_jobs.ray_runtime import ensure_ray, reason
 from rbft import rows
 from rbft.config import ModelConfig, RunConfig
 from rbft.engines.base import Engine
@@ -86,8 +86,7 @@ def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], o
         for row in results.iter_rows():
             on_block(row["folder"], row["num_rows"], row["num_errors"])
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(error).split())[-600:]
-        raise JobError(f"inference stopped: {reason}; what was done is kept, submit the job again to go on") from error
+        raise JobError(f"inference stopped: {reason(error)}; what was done is kept, submit the job again to go on") from error
 
 
 class EngineActor:
@@ -109,6 +108,8 @@ class EngineActor:
             try:
                 table = await self._do(block)
             except EngineGoneError as error:
+                if self._engine is None:
+                    raise  # It could not even start; another actor could not either.
                 # An actor with a dead engine would fail every block it is given; Ray starts another in its place.
                 print(f"engine gone, actor exits: {error}", flush=True)
                 os._exit(1)

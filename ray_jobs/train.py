@@ -21,7 +21,7 @@ from typing import Any
 from ray_jobs.command import main
 from ray_jobs.generate import read_rationales
 from ray_jobs.progress import SAY_EVERY_S, say
-from ray_jobs.ray_runtime import ensure_ray
+from ray_jobs.ray_runtime import ensure_ray, reason
 from ray_jobs.run import Run
 from rbft import artifacts, storage
 from rbft.data.samples import TrainingItem, classify_items, rationale_items
@@ -156,8 +156,7 @@ def _fit(run: Run, stages: list[PlannedStage]) -> None:
     try:
         trainer.fit()
     except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[-800:]
-        raise JobError(f"training stopped: {reason}; finished steps are kept, submit the job again to go on") from error
+        raise JobError(f"training stopped: {reason(error)}; finished steps are kept, submit the job again to go on") from error
 
 
 def _work(config: dict[str, Any]) -> None:

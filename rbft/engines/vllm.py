@@ -36,22 +36,7 @@ class VllmEngine:
 
         self._dead_error = EngineDeadError
         self.adapter = ChatAdapter(model.path, spec)
-        arguments: dict[str, Any] = {
-            "model": model.path,
-            "dtype": model.dtype,
-            "max_model_len": config.max_model_len,
-            "max_num_seqs": config.max_num_seqs,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "enforce_eager": config.enforce_eager,
-            "seed": seed,
-            "limit_mm_per_prompt": {"image": 0, "video": 1},
-            "mm_processor_kwargs": self.adapter.video_kwargs,
-            "disable_log_stats": True,
-        }
-        if config.block_size is not None:
-            arguments["block_size"] = config.block_size
-        if config.num_gpus > 0:
-            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        arguments = engine_arguments(model, config, self.adapter, seed)
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except (ValueError, RuntimeError, OSError) as error:
@@ -107,7 +92,8 @@ class VllmEngine:
     async def _run(self, prompt: dict[str, Any], params: Any) -> Any:
         result = None
         try:
-            stream: AsyncIterator[Any] = self._llm.generate(prompt, params, request_id=uuid.uuid4().hex)
+            (rendered,) = await self._llm.renderer.render_cmpl_async([prompt])
+            stream: AsyncIterator[Any] = self._llm.generate(rendered, params, request_id=uuid.uuid4().hex)
             async for output in stream:
                 result = output
         except self._dead_error as error:
@@ -117,6 +103,27 @@ class VllmEngine:
         if result is None or not result.outputs:
             raise EngineError("the engine gave no output for the request")
         return result
+
+
+def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdapter, seed: int = 0) -> dict[str, Any]:
+    """Keyword arguments of vLLM's `AsyncEngineArgs` for this model and configuration."""
+    arguments: dict[str, Any] = {
+        "model": model.path,
+        "dtype": model.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "enforce_eager": config.enforce_eager,
+        "seed": seed,
+        "limit_mm_per_prompt": {"image": 0, "video": 1},
+        "mm_processor_kwargs": adapter.video_kwargs,
+        "disable_log_stats": True,
+    }
+    if config.block_size is not None:
+        arguments["block_size"] = config.block_size
+    if config.num_gpus > 0:
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+    return arguments
 
 
 def _set_cpu_environment(config: EngineConfig) -> None:

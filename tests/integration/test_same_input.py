@@ -1,0 +1,132 @@
+"""The same clip is the same model input on the training, vLLM and plain transformers paths, and the engines agree on it."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rbft.config import EngineConfig, ModelConfig, RunConfig, load_config
+from rbft.engines.base import Sampling
+from rbft.engines.hf import HFEngine
+from rbft.engines.vllm import VllmEngine, engine_arguments
+from rbft.models.chat import ChatAdapter
+from rbft.records import Clip, VideoSpec
+from tests.tiny_models import make_tiny_model
+
+SPEC = VideoSpec(max_frames=16, max_pixels=28 * 28 * 16)
+ENGINE = EngineConfig(max_model_len=1024, max_num_seqs=8, num_gpus=0, num_actors=1, kv_cache_gib_cpu=1, block_size=32, enforce_eager=True)
+MESSAGES = [
+    {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Is this video normal or abnormal? Answer with one word."}]}
+]
+LABELS = ("normal", "abnormal")
+
+
+def random_clip(seed: int, num_frames: int = 8, height: int = 84, width: int = 112, fps: float = 1.0) -> Clip:
+    frames = np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
+    return Clip(frames, tuple(i / fps for i in range(num_frames)), fps, num_frames / fps, fps, "pyav")
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen2_vl"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.mark.parametrize(
+    "clip", [random_clip(0), random_clip(1, num_frames=4, fps=2.0), random_clip(2, num_frames=12, height=56, width=140, fps=0.5)]
+)
+def test_training_transformers_and_vllm_get_the_same_tensors(tiny: Path, clip: Clip) -> None:
+    from vllm import AsyncEngineArgs
+    from vllm.renderers import renderer_from_config
+
+    adapter = ChatAdapter(tiny, SPEC)
+    ours = adapter.encode(clip, MESSAGES)
+
+    by_processor = adapter.processor(
+        text=[adapter.prompt_text(MESSAGES)],
+        videos=[clip.frames_THWC],
+        video_metadata=[adapter.video_metadata(clip)],
+        do_sample_frames=False,
+        return_tensors="pt",
+        **adapter.video_kwargs,
+    )
+    assert by_processor["input_ids"][0].tolist() == ours.input_ids_L.tolist()
+    assert by_processor["mm_token_type_ids"][0].tolist() == ours.mm_token_type_ids_L.tolist()
+    assert torch.equal(by_processor["pixel_values_videos"], ours.pixel_values_PD)
+    assert by_processor["video_grid_thw"][0].tolist() == ours.grid_thw.tolist()
+
+    arguments = engine_arguments(ModelConfig(path=str(tiny), dtype="float32"), ENGINE, adapter)
+    renderer = renderer_from_config(AsyncEngineArgs(**arguments).create_engine_config())
+    (by_vllm,) = renderer.render_cmpl([adapter.vllm_prompt(clip, MESSAGES)])
+    (item,) = by_vllm["mm_kwargs"]["video"]
+    assert list(by_vllm["prompt_token_ids"]) == ours.input_ids_L.tolist()
+    assert item["video_grid_thw"].data.tolist() == ours.grid_thw.tolist()
+    # vLLM normalises on the device: its processor hands over raw pixels in patch order, channels outermost.
+    raw_PCX = item["pixel_values_videos"].data.float().reshape(len(ours.pixel_values_PD), 3, -1)
+    video_processor = adapter.processor.video_processor
+    mean, std = (torch.tensor(values).reshape(1, 3, 1) for values in (video_processor.image_mean, video_processor.image_std))
+    normalised_PD = ((raw_PCX / 255 - mean) / std).reshape(ours.pixel_values_PD.shape)
+    torch.testing.assert_close(normalised_PD, ours.pixel_values_PD, atol=1e-5, rtol=0)
+    if "second_per_grid_ts" in by_processor:
+        assert by_processor["second_per_grid_ts"].tolist() == [ours.second_per_grid_ts] == [2 / clip.fps]
+        assert item["second_per_grid_ts"].data.tolist() == pytest.approx(2 / clip.fps)
+
+
+class Engines:
+    """vLLM and transformers on the same model, in one event loop."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, spec: VideoSpec) -> None:
+        self._runner = asyncio.Runner()
+        self.vllm: VllmEngine = self._runner.run(self._start(model, engine, spec))
+        self.hf = HFEngine(model, spec)
+
+    async def _start(self, model: ModelConfig, engine: EngineConfig, spec: VideoSpec) -> VllmEngine:
+        return VllmEngine(model, engine, spec)
+
+    def both(self, method: str, *arguments: object) -> tuple[object, object]:
+        return tuple(self._runner.run(getattr(engine, method)(*arguments)) for engine in (self.vllm, self.hf))
+
+    def close(self) -> None:
+        self.vllm.close()
+        self.hf.close()
+        self._runner.close()
+
+
+@pytest.fixture(scope="module")
+def miniature(repository: Path, miniature_model: Path) -> Iterator[tuple[Engines, RunConfig]]:
+    config = load_config(repository / "configs/miniature.yaml")
+    engines = Engines(config.model, config.engine, config.video.spec())
+    yield engines, config
+    engines.close()
+
+
+@pytest.fixture(scope="module")
+def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    folder = make_tiny_model(tmp_path_factory.mktemp("qwen2-vl"), "qwen2_vl")
+    engines = Engines(ModelConfig(path=str(folder), dtype="float32"), ENGINE, SPEC)
+    yield engines
+    engines.close()
+
+
+def test_label_likelihoods_of_vllm_and_transformers_agree_on_the_miniature(miniature: tuple[Engines, RunConfig]) -> None:
+    engines, config = miniature
+    for seed in range(6):
+        clip = random_clip(seed, height=84, width=84)
+        by_vllm, by_hf = engines.both("score", clip, config.task.question_messages(), config.task.labels)
+        assert by_vllm == pytest.approx(by_hf, abs=2e-3)
+
+
+def test_greedy_rationales_of_vllm_and_transformers_are_the_same_on_the_miniature(miniature: tuple[Engines, RunConfig]) -> None:
+    engines, config = miniature
+    for seed in range(3):
+        clip = random_clip(seed, height=84, width=84)
+        by_vllm, by_hf = engines.both("generate", clip, config.task.rationale_messages(), Sampling(60))
+        assert by_vllm == by_hf
+
+
+def test_label_likelihoods_of_vllm_and_transformers_agree_on_qwen2_vl(qwen2_vl: Engines) -> None:
+    for seed in range(3):
+        by_vllm, by_hf = qwen2_vl.both("score", random_clip(seed), MESSAGES, LABELS)
+        assert by_vllm == pytest.approx(by_hf, abs=2e-3)
