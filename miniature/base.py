@@ -53,6 +53,8 @@ class BaseConfig:
     tower_rate: float = 1e-3
     caption_steps: int = 3600
     caption_batch: int = 16
+    slot_weight: float = 0.5
+    """Weight of the slots' own loss beside the captions': without it the tower forgets subjects faster than captions teach them."""
     caption_rate: float = 7e-4
     """1e-3 was seen to be unstable early on."""
     warmup_steps: int = 200
@@ -150,18 +152,40 @@ class Progress:
         print(f"{self.stage} {step + 1}/{self.num_steps}  loss {mean:.4f}{rest}  {step_s:.2f} s/step  {left_min:.0f} min left", flush=True)
 
 
+class SlotHeads(nn.Module):
+    """A linear head a slot over mean and max of the tower's merged tokens; teaches the tower, and is thrown away."""
+
+    def __init__(self, clips: Clips, hidden_size: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.heads = nn.ModuleDict({name: nn.Linear(2 * hidden_size, len(values)) for name, values in _SLOT_VALUES.items()})
+        self.truth = {name: torch.tensor([values.index(getattr(s, name)) for s in clips.slots]) for name, values in _SLOT_VALUES.items()}
+
+    def forward(self, tokens: torch.Tensor, numbers: NDArray[np.int64]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Mean cross-entropy over the slots of clips `numbers`, and the share of right answers by slot."""
+        tokens = tokens.view(len(numbers), batches.NUM_VIDEO_TOKENS, -1)
+        pooled = torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1)
+        logits = {name: head(pooled) for name, head in self.heads.items()}
+        loss = torch.stack([F.cross_entropy(logits[name], self.truth[name][numbers]) for name in SLOT_NAMES]).mean()
+        return loss, {name: (logits[name].argmax(-1) == self.truth[name][numbers]).float().mean().item() for name in SLOT_NAMES}
+
+
 def train_tower(
-    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, clips: Clips, config: BaseConfig, work: Path
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    clips: Clips,
+    heads: SlotHeads,
+    config: BaseConfig,
+    work: Path,
 ) -> None:
-    """Train the vision tower on the slots: mean and max over its merged tokens, a linear head a slot."""
+    """Train the vision tower on the slots."""
     done, state_path = work / "tower.pt", work / "tower-state.pt"
     visual = model.model.visual
     if done.exists():
-        visual.load_state_dict(torch.load(done, weights_only=True))
+        state = torch.load(done, weights_only=True)
+        visual.load_state_dict(state["visual"])
+        heads.load_state_dict(state["heads"])
         return
-    torch.manual_seed(config.seed + 1)
-    heads = nn.ModuleDict({name: nn.Linear(2 * model.config.text_config.hidden_size, len(values)) for name, values in _SLOT_VALUES.items()})
-    truth = {name: torch.tensor([values.index(getattr(s, name)) for s in clips.slots]) for name, values in _SLOT_VALUES.items()}
     optimiser = _optimiser([visual, heads], config)
     first = 0
     if state_path.exists():
@@ -180,22 +204,17 @@ def train_tower(
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, config.tower_steps, 50, config.tower_rate)
         tokens = visual(batches.patches(clips.frames(numbers), mean, std), grid_thw=grid_thw).pooler_output
-        tokens = tokens.view(config.tower_batch, batches.NUM_VIDEO_TOKENS, -1)
-        pooled = torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1)
-        logits = {name: heads[name](pooled) for name in SLOT_NAMES}
-        loss = torch.stack([F.cross_entropy(logits[name], truth[name][numbers]) for name in SLOT_NAMES]).mean()
+        loss, now = heads(tokens, numbers)
         loss.backward()
         nn.utils.clip_grad_norm_([*visual.parameters(), *heads.parameters()], config.clip_norm)
         optimiser.step()
         optimiser.zero_grad()
-        for name in SLOT_NAMES:
-            now = (logits[name].argmax(-1) == truth[name][numbers]).float().mean().item()
-            right[name] = 0.95 * right[name] + 0.05 * now if step > first else now
+        right = {name: 0.95 * right[name] + 0.05 * now[name] if step > first else now[name] for name in SLOT_NAMES}
         progress.step(step, loss.item(), **right)
         if (step + 1) % config.save_every == 0:
             state = {"visual": visual.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
             _save(state_path, state)
-    _save(done, visual.state_dict())
+    _save(done, {"visual": visual.state_dict(), "heads": heads.state_dict()})
 
 
 def caption_loss(model: Qwen2_5_VLForConditionalGeneration, pixels: torch.Tensor, batch: batches.Batch) -> torch.Tensor:
@@ -218,6 +237,7 @@ def train_captions(
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
     clips: Clips,
+    heads: SlotHeads,
     task: Task,
     config: BaseConfig,
     work: Path,
@@ -226,16 +246,20 @@ def train_captions(
     """Train the whole model to answer; leaves the averaged weights in `model`. The scores at each look come back."""
     state_path = work / "captions-state.pt"
     conversations = batches.Conversations(task, processor)
-    optimiser = _optimiser([model], config)
+    optimiser = _optimiser([model, heads], config)
+    tokens: list[torch.Tensor] = []
+    seeing = model.model.visual.register_forward_hook(lambda _module, _inputs, output: tokens.append(output.pooler_output))
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     first, looks = 0, []  # type: int, list[dict[str, float]]
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
         average, first, looks = state["average"], state["step"], state["looks"]
     mean, std = processor.video_processor.image_mean, processor.video_processor.image_std
     progress = Progress("captions", first, config.caption_steps)
+    right: dict[str, float] = {}
     for step in range(first, config.caption_steps):
         if looks and looks[-1]["general"] >= config.stop_at:
             break
@@ -244,20 +268,24 @@ def train_captions(
         batch = conversations.collate([conversations.draw(clips.slots[n], rng) for n in numbers])
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, config.caption_steps, config.warmup_steps, config.caption_rate)
+        tokens.clear()
         loss = caption_loss(model, batches.patches(clips.frames(numbers), mean, std), batch)
-        loss.backward()
+        slot_loss, now = heads(tokens[0], numbers)
+        (loss + config.slot_weight * slot_loss).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimiser.step()
         optimiser.zero_grad()
         decay = min(config.ema_decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in model.parameters()], 1 - decay)
-        progress.step(step, loss.item(), norm=float(norm))
+        right = {name: 0.98 * right[name] + 0.02 * now[name] if right else now[name] for name in SLOT_NAMES}
+        progress.step(step, loss.item(), norm=float(norm), **right)
         looking = (step + 1) % config.look_every == 0
         if looking or step + 1 == config.look_every // 2:
             looks.append(_look(model, average, processor, task, config, step + 1, export))
         if (step + 1) % config.save_every == 0:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step + 1, "looks": looks}
-            _save(state_path, state)
+            state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
+            _save(state_path, state | {"average": average, "step": step + 1, "looks": looks})
+    seeing.remove()
     _load_average(model, average)
     return looks
 
@@ -354,8 +382,9 @@ def main() -> None:
     model, processor = new_model(task, config)
     attend_in_one_call(model)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    train_tower(model, processor, clips, config, args.work)
-    looks = train_captions(model, processor, clips, task, config, args.work, args.export)
+    heads = SlotHeads(clips, model.config.text_config.hidden_size, config.seed + 1)
+    train_tower(model, processor, clips, heads, config, args.work)
+    looks = train_captions(model, processor, clips, heads, task, config, args.work, args.export)
     scores = {domain: slot_scores(model, processor, task, domain, config.final_clips) for domain in ("general", "target")}
     save_model(model, processor, args.out)
     write_provenance(args.out, config, looks, scores, time.monotonic() - started)
