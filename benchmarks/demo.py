@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import describe_machine
 
@@ -33,7 +34,7 @@ def main() -> None:
     print(f"wrote {RESULT.relative_to(ROOT)}")
 
 
-def _page(summary: dict[str, dict[str, float]], total_s: float, said: list[str]) -> str:
+def _page(summary: dict[str, Any], total_s: float, said: list[str]) -> str:
     train_s = sum(summary["train_s"].values())
     rows = [(step, seconds) for step, seconds in summary["wall_s"].items()]
     rows += [(f"  of train: {stage}", seconds) for stage, seconds in summary["train_s"].items()]

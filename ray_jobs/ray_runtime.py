@@ -36,9 +36,12 @@ def ensure_ray() -> None:
 
 def reason(error: BaseException) -> str:
     """Why a Ray call failed, in one line: our own error where one is at the root of it, else the end of what Ray says."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, RBFTError):
-            return str(link)
-        link = getattr(link, "cause", None) or link.__cause__
-    return " ".join(str(error).split())[-600:]
+    ours = _root(error)
+    return str(ours) if ours is not None else " ".join(str(error).split())[-600:]
+
+
+def _root(error: BaseException | None) -> RBFTError | None:
+    if error is None or isinstance(error, RBFTError):
+        return error
+    workers = getattr(error, "worker_failures", {}).values()
+    return next((found for link in (*workers, getattr(error, "cause", None), error.__cause__) if (found := _root(link)) is not None), None)

@@ -83,6 +83,9 @@ if [[ "$was_flavour $was_dependencies" != "$flavour $dependencies" ]]; then
   pip install --progress-bar off --constraint constraints.txt --editable ".[$flavour,dev]" | { grep -v '^Requirement already satisfied' || true; }
   if [[ $flavour == cpu ]]; then
     "$venv/bin/python" scripts/repair_cpu.py
+    say "compiling DeepSpeed's CPU communication op"  # else the first training would, on every worker's time
+    PATH=$PWD/$venv/bin:$PATH "$venv/bin/python" -c \
+      'from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder("ShareMemCommBuilder").load()' >/dev/null
   else
     "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || stop "the package index gave a CPU build of torch for a GPU" \
       "set-up; take CPU builds out of pip's indexes and links (pip config list), rm -rf $venv and run again"
