@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -87,17 +86,6 @@ def test_submitting_again_does_nothing_twice(jobs: Jobs, finished_run: Path) -> 
     output = jobs.run("pipeline", "whole")
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")} == before
     assert "starting" not in output
-
-
-def test_another_prompt_starts_afresh_beside_the_old_one(jobs: Jobs, finished_run: Path) -> None:
-    """Seen from the plan alone: nothing of the old run would be taken for the new one."""
-    run = jobs.output_dir / "asked-otherwise"
-    shutil.copytree(finished_run, run)
-    job = jobs.start("generate", "asked-otherwise", "generation.max_new_tokens=79")
-    wait_for(lambda: len([path for path in (run / "rationales").iterdir() if path.is_dir()]) == 2, job)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
-    assert len(list((run / "rationales").glob("*/COMPLETE.json"))) == 1
 
 
 def test_killed_while_generating_and_in_each_stage_it_ends_as_if_it_had_not_been(jobs: Jobs, finished_run: Path) -> None:

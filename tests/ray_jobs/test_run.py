@@ -1,0 +1,140 @@
+"""What a run remembers, and what makes an artifact another artifact."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from miniature.world import sample_world
+from miniature.write import write_world
+from ray_jobs.run import Run
+from ray_jobs.train import plan_stages
+from rbft.config import load_config
+from rbft.errors import ArtifactError, LeakError, ManifestError, ModelError
+from tests.tiny_models import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"), sample_world(seed=5, sizes={"train": 8, "test": 4}))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+class OpenRun:
+    """Opens the run again and again, with other overrides."""
+
+    def __init__(self, repository: Path, folder: Path, manifest: Path, model: Path) -> None:
+        self._repository = repository
+        self._always = [f"output_dir={folder}", f"data.manifest={manifest}", f"model.path={model}"]
+
+    def __call__(self, *overrides: str) -> Run:
+        return Run(load_config(self._repository / "configs/miniature.yaml", [*self._always, *overrides]))
+
+
+@pytest.fixture
+def open_run(repository: Path, tmp_path: Path, world: Path, model: Path) -> OpenRun:
+    return OpenRun(repository, tmp_path, world, model)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["generation.max_new_tokens=79", "generation.temperature=0.7", "task.persona=a plumber", "video.fps=2", "model.dtype=bfloat16"],
+)
+def test_what_determines_rationales_gives_them_another_place(open_run: OpenRun, override: str) -> None:
+    assert open_run(override).rationale_fingerprint() != open_run().rationale_fingerprint()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "engine.num_actors=4",
+        "engine.rows_per_block=3",
+        "training.num_workers=1",
+        "seed=9",
+        "task.question=Which is it, normal or abnormal?",
+    ],
+)
+def test_what_does_not_determine_rationales_leaves_them_where_they_are(open_run: OpenRun, override: str) -> None:
+    assert open_run(override).rationale_fingerprint() == open_run().rationale_fingerprint()
+
+
+def test_a_seed_determines_sampled_rationales(open_run: OpenRun) -> None:
+    sampled = "generation.temperature=0.7"
+    assert open_run(sampled, "seed=9").rationale_fingerprint() != open_run(sampled).rationale_fingerprint()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.classify={lr_language: 0.1, lr_vision: 0.02}", "training.classify_epochs=3", "seed=9", "task.question=normal or abnormal?"],
+)
+def test_what_determines_a_stage_gives_it_another_place(open_run: OpenRun, override: str) -> None:
+    only_direct = 'evaluation.systems=["direct-sft-1"]'
+    (before,), (after,) = plan_stages(open_run(only_direct)), plan_stages(open_run(only_direct, override))
+    assert before.spec.fingerprint != after.spec.fingerprint and before.spec.folder != after.spec.folder
+
+
+def test_two_direct_systems_differ_in_epochs_alone(open_run: OpenRun) -> None:
+    one, two = plan_stages(open_run('evaluation.systems=["direct-sft-1","direct-sft-2"]'))
+    assert (one.spec.epochs, two.spec.epochs) == (1, 2)
+    assert [item.example.id for item in one.items] == [item.example.id for item in two.items]
+    assert one.spec.optimiser == two.spec.optimiser and one.spec.seed == two.spec.seed
+
+
+def test_a_run_remembers_its_times_and_artifacts_when_it_is_opened_again(open_run: OpenRun) -> None:
+    run = open_run()
+    with run.timed("generate"):
+        pass
+    run.record_artifact("rationales", "somewhere")
+    again = open_run()
+    assert again.artifact("rationales") == "somewhere" and "generate" in again.fact("wall_s")
+    facts = json.loads(Path(again.layout.run_json).read_text())
+    assert facts["versions"]["torch"] and facts["seed"] == 0
+
+
+def test_the_manifest_is_kept_while_its_source_is_the_same(open_run: OpenRun) -> None:
+    before = open_run()
+    assert all(example.sha256 for example in before.examples)
+    written = Path(before.layout.manifest).stat().st_mtime_ns
+    assert open_run().examples == before.examples
+    assert Path(before.layout.manifest).stat().st_mtime_ns == written
+
+
+def test_a_model_folder_without_weights_is_refused_before_anything_starts(open_run: OpenRun, model: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((model / "config.json").read_bytes())
+    with pytest.raises(ModelError, match=r"bare: has no weights"):
+        open_run(f"model.path={bare}")
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused_by_name(open_run: OpenRun, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("in the way")
+    with pytest.raises(ArtifactError, match="a file/miniature: cannot be written"):
+        open_run(f"output_dir={tmp_path / 'a file'}")
+
+
+def annotations(folder: Path, *rows: str) -> Path:
+    path = folder / "labels.csv"
+    path.write_text("id,path,label,split\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_the_same_bytes_in_two_splits_are_refused(open_run: OpenRun, world: Path, tmp_path: Path) -> None:
+    clips = sorted((world.parent / "clips").glob("*.mp4"))
+    (tmp_path / "copy.mp4").write_bytes(clips[0].read_bytes())
+    labels = ("normal", "abnormal", "normal", "abnormal")
+    rows = [f"v{i},{clip},{label},train" for i, (clip, label) in enumerate(zip(clips, labels, strict=False))]
+    path = annotations(tmp_path, *rows, f"copy,{tmp_path / 'copy.mp4'},normal,test")
+    with pytest.raises(LeakError, match="copy"):
+        _ = open_run("data.manifest=null", f"data.annotations={path}").examples
+
+
+def test_a_label_outside_the_task_is_refused_with_its_line(open_run: OpenRun, world: Path, tmp_path: Path) -> None:
+    clip = next((world.parent / "clips").glob("*.mp4"))
+    path = annotations(tmp_path, f"v0,{clip},normal,train", f"v1,{clip},abnormmal,train")
+    with pytest.raises(ManifestError, match=r"labels\.csv.*3.*abnormmal.*abnormal"):
+        _ = open_run("data.manifest=null", f"data.annotations={path}").examples
