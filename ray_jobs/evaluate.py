@@ -5,6 +5,7 @@ By label likelihood (primary, always defined) and by generated text, strictly re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Literal
 
@@ -18,7 +19,8 @@ from rbft.config import ModelConfig
 from rbft.errors import DataError, JobError
 from rbft.evaluation.metrics import evaluate_predictions
 from rbft.evaluation.predictions import predictions_from_table
-from rbft.records import Example, Prediction, prediction_schema
+from rbft.rationales.table import rationales_from_table
+from rbft.records import Example, Prediction, Rationale, prediction_schema, rationale_schema
 
 MODES: tuple[Literal["likelihood", "generate"], ...] = ("likelihood", "generate")
 
@@ -90,6 +92,20 @@ def evaluate(run: Run, systems: list[str]) -> None:
             run_inference(run.config, engine, group, on_block)
     for system in systems:
         finish_predictions(run, system, engine)
+
+
+def explain(run: Run, system: str, examples: Sequence[Example]) -> dict[str, Rationale]:
+    """Id -> what the model of `system` writes about each of `examples` when asked for a rationale; kept beside its predictions."""
+    engine = run.config.evaluation.engine
+    model = run.config.model if system == "zero-shot" else run.trained_model(system, "classify")
+    folder = f"{run.artifact(f'evaluation/{system}')}/samples"
+    done = rows.done_ids(folder, rationale_schema())
+    pending = [example for example in examples if example.id not in done]
+    if pending and model is not None:
+        say(f"report: asking {system} for {len(pending)} rationales")
+        run_inference(run.config, engine, [Work("rationale", folder, pending, model, {"system": system})], lambda *_: None)
+    wanted = {example.id for example in examples}
+    return {row.id: row for row in rationales_from_table(rows.read_parts(folder, rationale_schema())) if row.id in wanted}
 
 
 def _fingerprint(run: Run, system: str, engine: EngineName) -> str:

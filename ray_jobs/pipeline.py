@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ray_jobs.command import main
-from ray_jobs.evaluate import evaluate, finish_predictions, held_out, prediction_work, read_predictions
+from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_predictions
 from ray_jobs.generate import generate, read_rationales
 from ray_jobs.memory import PeakMemory
 from ray_jobs.progress import say
@@ -19,7 +19,7 @@ from rbft import storage
 from rbft.errors import VideoError
 from rbft.evaluation.curves import read_curves
 from rbft.evaluation.report import write_report
-from rbft.evaluation.report_data import ReportData, choose_samples, report_data
+from rbft.evaluation.report_data import MAIN_SYSTEM, ReportData, choose_samples, report_data
 from rbft.evaluation.tables import difference_sentence, summary_json, table_text
 from rbft.records import Clip, Example, Prediction
 from rbft.video.pool import DecodePool
@@ -67,6 +67,8 @@ def make_report(run: Run) -> ReportData:
     rationales = read_rationales(run) if "rb-ft" in config.evaluation.systems else []
     sample_ids = choose_samples(predictions, count=config.evaluation.num_report_samples, seed=config.seed)
     by_id = {example.id: example for example in held_out(run)}
+    main_system = MAIN_SYSTEM if MAIN_SYSTEM in predictions else list(predictions)[-1]
+    samples = [by_id[id_] for id_ in sample_ids]
     curves = read_curves(run.layout.root)
     report = report_data(
         title=f"RB-FT: {config.name}",
@@ -76,7 +78,8 @@ def make_report(run: Run) -> ReportData:
         rationales=rationales,
         curves=curves,
         sample_ids=sample_ids,
-        clips=_clips(run, [by_id[id_] for id_ in sample_ids]),
+        clips=_clips(run, samples),
+        sample_rationales=explain(run, main_system, samples),
         wall_s=run.fact("wall_s", {}),
         versions=run.fact("versions", {}),
         provenance={"command": str(run.fact("command")), "commit": str(run.fact("commit")), "seed": str(config.seed)},
