@@ -45,7 +45,9 @@ class HFEngine:
             del batch["labels"]
             inputs = self._on_device(batch)
             torch.manual_seed(sampling.seed)
-            draw = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature > 0 else {"do_sample": False}
+            # Temperature alone shapes the distribution, as in vLLM: Qwen's own generation_config would cut it to the top token.
+            shape = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+            draw = {"do_sample": True, **shape} if sampling.temperature > 0 else {"do_sample": False}
             output_BL = self._model.generate(
                 **inputs, max_new_tokens=sampling.max_new_tokens, eos_token_id=self.adapter.end_token_id, repetition_penalty=1.0, **draw
             )

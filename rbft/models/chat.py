@@ -4,7 +4,8 @@ Training, generation, evaluation and serving all come through `ChatAdapter`, so 
 `second_per_grid_ts` and pixel values are the same everywhere (a test holds that).
 
 What it takes care of, because each goes wrong silently:
-- `second_per_grid_ts` = 2 / fps comes from the clip's true sampled rate, not from a default of 24 fps;
+- `second_per_grid_ts` = 2 / fps comes from the clip's true sampled rate, not from a default of 24 fps, and is a number that
+  bfloat16 holds, as vLLM casts it to the model's dtype;
 - `mm_token_type_ids` is always carried, else M-RoPE falls back to 1-D positions;
 - frames are already of their final size (`rbft.video.sampling.fit_size`), so the processor neither resizes nor samples again.
 
@@ -43,7 +44,7 @@ class EncodedSample:
     grid_thw: torch.Tensor
     """int64 [3]: temporal, height and width of the grid in patches."""
     second_per_grid_ts: float
-    """Seconds between temporal patches: 2 / fps."""
+    """Seconds between temporal patches: 2 / fps, to the 8 bits of a bfloat16."""
 
     @property
     def num_supervised_tokens(self) -> int:
@@ -85,13 +86,22 @@ class ChatAdapter:
         """Token ids of the assistant's `answer` and its end token: what is supervised, and what a label's likelihood sums over."""
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end_token_id]
 
+    def second_per_grid_ts(self, clip: Clip) -> float:
+        """Seconds between temporal patches of `clip`, rounded to bfloat16 (by at most 0.2 %; 2.0 at 1 FPS stays 2.0).
+
+        vLLM 0.32 casts all floats of its processor's output to the model's dtype (`InputProcessingContext._postprocess_output`), so that
+        2.2222 becomes 2.2188 before positions are computed from it. A number that is rounded already is the same on every path.
+        """
+        return float(torch.tensor(self.temporal_patch_size / clip.fps).bfloat16())
+
     def video_metadata(self, clip: Clip) -> dict[str, Any]:
         """The clip as its own video: the sampled frames at their true rate (transformers' and vLLM's metadata keys)."""
+        fps = self.temporal_patch_size / self.second_per_grid_ts(clip)
         return {
-            "fps": clip.fps,
+            "fps": fps,
             "total_num_frames": clip.num_frames,
             "frames_indices": list(range(clip.num_frames)),
-            "duration": clip.num_frames / clip.fps,
+            "duration": clip.num_frames / fps,
             "video_backend": clip.backend,
         }
 
@@ -119,7 +129,7 @@ class ChatAdapter:
             mm_token_type_ids_L=(input_ids_L == self.video_token_id).long() * 2,
             pixel_values_PD=features["pixel_values_videos"],
             grid_thw=grid_thw,
-            second_per_grid_ts=self.temporal_patch_size / clip.fps,
+            second_per_grid_ts=self.second_per_grid_ts(clip),
         )
 
     def collate(self, samples: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:

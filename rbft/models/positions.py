@@ -59,7 +59,8 @@ def rope_index(
         before = int(is_video.long().argmax())
         grid_t, grid_h, grid_w = next(videos)
         interval = 1.0 if tokens_per_second is None else tokens_per_second * next(seconds, 1.0)
-        times = (torch.arange(grid_t) * interval).long()
+        # In float64, as vLLM: what lies just below a whole number must not be rounded up to it before it is cut off.
+        times = (torch.arange(grid_t, dtype=torch.float64) * interval).long()
         grid = torch.meshgrid(times, torch.arange(grid_h // merge_size), torch.arange(grid_w // merge_size), indexing="ij")
         video = torch.stack(grid).reshape(3, -1) + before
         after = torch.arange(length - before - video.shape[1]) + int(video.max()) + 1
