@@ -22,6 +22,11 @@ from pyarrow import fs
 from rbft.errors import ArtifactError, VideoMissingError
 
 
+def shown(uri: str) -> str:
+    """`uri` as it may stand in a message: without the query string, which may be a signature."""
+    return uri.partition("?")[0] if "://" in uri else uri
+
+
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem that holds `uri` and the path there; raises `ArtifactError` for a scheme nobody serves."""
     if "://" not in uri:
@@ -29,7 +34,8 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(uri)
     except (ValueError, OSError, NotImplementedError) as error:
-        raise ArtifactError(f"{uri}: no filesystem for it ({error}); use a path, file://, s3:// or gs://") from None
+        reason = str(error).replace(uri, shown(uri))
+        raise ArtifactError(f"{shown(uri)}: no filesystem for it ({reason}); use a path, file://, s3:// or gs://") from None
 
 
 def is_local(uri: str) -> bool:
@@ -40,7 +46,7 @@ def local_path(uri: str) -> Path:
     """The path of a local `uri`; raises `ArtifactError` if it is not local."""
     where, path = filesystem(uri)
     if not isinstance(where, fs.LocalFileSystem):
-        raise ArtifactError(f"{uri}: must be on a local or shared disk for this step")
+        raise ArtifactError(f"{shown(uri)}: must be on a local or shared disk for this step")
     return Path(path)
 
 
@@ -58,7 +64,7 @@ def make_folder(uri: str) -> None:
             with tempfile.TemporaryFile(dir=path):
                 pass
     except OSError as error:
-        raise ArtifactError(f"{uri}: cannot be written ({error}); give another output_dir or mend its permissions") from None
+        raise ArtifactError(f"{shown(uri)}: cannot be written ({error}); give another output_dir or mend its permissions") from None
 
 
 def list_files(uri: str, recursive: bool = False) -> list[fs.FileInfo]:
@@ -81,26 +87,33 @@ def read_bytes(uri: str) -> bytes:
         with where.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
     except OSError as error:
-        raise ArtifactError(f"{uri}: cannot be read ({error})") from None
+        raise ArtifactError(f"{shown(uri)}: cannot be read ({error})") from None
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Write `uri` whole or not at all, replacing what was there."""
+    """Write `uri` whole or not at all, replacing what was there; raises `ArtifactError` if it cannot be written."""
     where, path = filesystem(uri)
-    local = isinstance(where, fs.LocalFileSystem)
-    where.create_dir(os.path.dirname(path), recursive=True)
-    target = f"{path}.{uuid.uuid4().hex}.tmp" if local else path
-    with where.open_output_stream(target, compression=None) as stream:
-        stream.write(content)
-    if local:
-        os.replace(target, path)
+    is_local = isinstance(where, fs.LocalFileSystem)
+    target = f"{path}.{uuid.uuid4().hex}.tmp" if is_local else path
+    try:
+        where.create_dir(os.path.dirname(path), recursive=True)
+        try:
+            with where.open_output_stream(target, compression=None) as stream:
+                stream.write(content)
+            if is_local:
+                os.replace(target, path)
+        finally:
+            if is_local:
+                Path(target).unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{shown(uri)}: cannot be written ({error}); mend its permissions or make room on its disk") from None
 
 
 def read_json(uri: str) -> Any:
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
-        raise ArtifactError(f"{uri}: not valid JSON ({error}); delete it and run again") from None
+        raise ArtifactError(f"{shown(uri)}: not valid JSON ({error}); delete it and run again") from None
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -111,9 +124,10 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """The Parquet file `uri`; raises `ArtifactError` if it is not one."""
     where, path = filesystem(uri)
     try:
-        return pq.read_table(path, filesystem=where, columns=columns)
+        # `partitioning=None`: else a folder named `a=b` on the way to the file becomes a column.
+        return pq.read_table(path, filesystem=where, columns=columns, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ArtifactError(f"{uri}: cannot be read as Parquet ({error})") from None
+        raise ArtifactError(f"{shown(uri)}: cannot be read as Parquet ({error})") from None
 
 
 def write_table(uri: str, table: pa.Table) -> None:
@@ -159,5 +173,5 @@ def local_copy(uri: str) -> Iterator[Path]:
         try:
             fs.copy_files(path, str(copy), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
         except OSError as error:
-            raise VideoMissingError(f"{uri}: cannot be fetched ({error})") from None
+            raise VideoMissingError(f"{shown(uri)}: cannot be fetched ({error})") from None
         yield copy
