@@ -42,9 +42,9 @@ def load_model(path: str | Path, dtype: str, attention: str = "sdpa") -> Any:
     return model
 
 
-def save_model(model: Any, processor: Any, folder: Path, card: dict[str, Any]) -> None:
-    """Write weights (safetensors), processor and task card to `folder`."""
-    model.save_pretrained(folder)
+def save_model(model: Any, weights: dict[str, Any], processor: Any, folder: Path, card: dict[str, Any]) -> None:
+    """Write `weights` (as safetensors, with the configuration of `model`), processor and task card to `folder`."""
+    model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     (folder / TASK_CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 

@@ -15,8 +15,12 @@ KEEP = 2
 """Complete checkpoints kept; the newest, and the one before it in case a disk loses the newest."""
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int, fingerprint: str) -> None:
-    """Write the state after `step` optimiser steps to `folder/step-…`; every rank calls this. Older checkpoints beyond `KEEP` go."""
+def save_checkpoint(engine: Any, folder: Path, step: int, fingerprint: str, bad_videos: dict[str, str]) -> None:
+    """Write the state after `step` optimiser steps to `folder/step-…`; every rank calls this. Older checkpoints beyond `KEEP` go.
+
+    `bad_videos` (id -> error code) are those of all ranks so far: a resumed stage must know of them, or it would pass where the
+    uninterrupted one fails.
+    """
     target = folder / f"step-{step:08d}"
     if artifacts.is_complete(str(target)):
         return
@@ -26,7 +30,7 @@ def save_checkpoint(engine: Any, folder: Path, step: int, fingerprint: str) -> N
     engine.save_checkpoint(str(target), tag="state", save_latest=False)
     dist.barrier()
     if dist.get_rank() == 0:
-        lineage = {"step": step, "num_workers": dist.get_world_size()}
+        lineage = {"step": step, "num_workers": dist.get_world_size(), "bad_videos": bad_videos}
         artifacts.mark_complete(str(target), fingerprint, artifacts.folder_hashes(target), lineage)
         for old in complete_checkpoints(folder)[:-KEEP]:
             (old / artifacts.MARKER).unlink()
@@ -39,14 +43,15 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("step-*")) if artifacts.is_complete(str(path))]
 
 
-def load_latest(engine: Any, folder: Path, fingerprint: str) -> int:
-    """Load the newest complete checkpoint into `engine`; the number of optimiser steps it holds, 0 if there is none.
+def load_latest(engine: Any, folder: Path, fingerprint: str) -> tuple[int, dict[str, str]]:
+    """Load the newest complete checkpoint into `engine`; the optimiser steps it holds and the bad videos met in them, 0 and {} if there
+    is none.
 
     Raises `CheckpointError` if it is of another configuration or number of workers, or its bytes have changed.
     """
     found = complete_checkpoints(folder)
     if not found:
-        return 0
+        return 0, {}
     newest = found[-1]
     marker = artifacts.read_marker(str(newest))
     if marker["fingerprint"] != fingerprint:
@@ -54,7 +59,8 @@ def load_latest(engine: Any, folder: Path, fingerprint: str) -> int:
     num_workers = marker["lineage"]["num_workers"]
     if num_workers != dist.get_world_size():
         raise CheckpointError(
-            f"{newest}: was written by {num_workers} workers, this run has {dist.get_world_size()}; set training.num_workers={num_workers}, or delete {folder}"
+            f"{newest}: was written by {num_workers} workers, this run has {dist.get_world_size()}; "
+            f"set training.num_workers={num_workers}, or delete {folder}"
         )
     try:
         artifacts.verify(newest)
@@ -63,4 +69,4 @@ def load_latest(engine: Any, folder: Path, fingerprint: str) -> int:
     path, _ = engine.load_checkpoint(str(newest), tag="state")
     if path is None:
         raise CheckpointError(f"{newest}: DeepSpeed could not load it; delete it to go on from the one before")
-    return int(marker["lineage"]["step"])
+    return int(marker["lineage"]["step"]), dict(marker["lineage"]["bad_videos"])

@@ -6,6 +6,7 @@ We build the optimiser and set its rates ourselves: a DeepSpeed `optimizer` or `
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,19 @@ def build_engine(model: Any, training: TrainingConfig, optimiser: OptimiserConfi
     return engine
 
 
+def free_engine(engine: Any) -> None:
+    """Give back what `engine`, the only one in this process, holds: stages run one after the other and need the memory."""
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    engine.destroy()
+    # DeepSpeed 0.19 keeps modules of a ZeRO-3 engine in two global places, and with them weights, hooks and optimiser: this list (the root,
+    # and those whose recomputation stopped early under gradient checkpointing) and the cache of this method, which is wrapped once more.
+    parameter_offload.FWD_MODULE_STACK.clear()
+    cached = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    inspect.getclosurevars(cached).nonlocals["func"].cache_clear()
+
+
 def set_rates(engine: Any, step: int, num_steps: int, warmup_ratio: float) -> dict[str, float]:
     """Set every group's learning rate for optimiser step `step`; what the engine then holds, by group name."""
     factor = cosine_with_warmup(step, num_steps, warmup_ratio)
@@ -94,13 +108,19 @@ def forward_backward(engine: Any, micro_batches: Sequence[dict[str, torch.Tensor
 
 
 def whole_state_dict(engine: Any) -> dict[str, torch.Tensor] | None:
-    """The model's weights on the CPU of rank 0, gathered parameter by parameter under ZeRO-3; None on the other ranks."""
+    """The model's weights, tied ones once, on rank 0; None on the other ranks. Every rank calls this.
+
+    Under ZeRO-3 they are gathered one by one into the CPU's memory; else they are the model's own tensors, not copies.
+    """
     import deepspeed
 
-    model = engine.module.model
+    is_writer = dist.get_rank() == 0
     weights: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-            if dist.get_rank() == 0:
-                weights[name] = parameter.detach().cpu().clone()
-    return weights if dist.get_rank() == 0 else None
+    for name, parameter in engine.module.model.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if is_writer:
+                    weights[name] = parameter.detach().cpu().clone()
+        elif is_writer:
+            weights[name] = parameter.detach()
+    return weights if is_writer else None

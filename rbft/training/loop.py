@@ -7,6 +7,7 @@ Bitwise repeatable on the same CPU type with the same number of workers; a resum
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -15,13 +16,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from rbft import artifacts
+from rbft import artifacts, storage
 from rbft.data.samples import SampleEncoder, TrainingItem
 from rbft.errors import TrainingError
 from rbft.models.chat import ChatAdapter
 from rbft.models.load import load_model, make_card, save_model
 from rbft.training.checkpoints import load_latest, save_checkpoint
-from rbft.training.deepspeed_engine import build_engine, check_rates, forward_backward, set_rates, whole_state_dict
+from rbft.training.deepspeed_engine import build_engine, check_rates, forward_backward, free_engine, set_rates, whole_state_dict
 from rbft.training.order import global_batches, worker_share
 from rbft.training.stage import StageSpec
 from rbft.video.pool import DecodePool
@@ -32,23 +33,34 @@ def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
 
     Raises `TrainingError` if there is nothing to train on or too many videos are unusable.
     """
-    folder = Path(spec.folder)
-    final = folder / "final"
     if not items:
         raise TrainingError(f"{spec.name}: no training items; check the labels and splits of the manifest")
-    training = spec.training
-    rank, num_workers = dist.get_rank(), training.num_workers
+    final = Path(spec.folder) / "final"
+    precision = "bfloat16" if spec.training.precision == "bf16" else "float32"
     adapter = ChatAdapter(spec.model.path, spec.video.spec())
-    model = load_model(spec.model.path, "bfloat16" if training.precision == "bf16" else "float32", spec.model.attention)
-    engine = build_engine(model, training, spec.optimiser)
-    check_rates(engine, spec.optimiser)
+    engine = build_engine(load_model(spec.model.path, precision, spec.model.attention), spec.training, spec.optimiser)
+    try:
+        check_rates(engine, spec.optimiser)
+        bad_videos = _train(engine, adapter, spec, items)
+        _check_bad_share(spec, bad_videos, len(items))
+        _write_final(engine, adapter, spec, final)
+    finally:
+        free_engine(engine)
+    return final
+
+
+def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[TrainingItem]) -> dict[str, str]:
+    """Take all optimiser steps that are left; id -> error code of the videos that could not be used, those of all ranks."""
+    training, checkpoints = spec.training, Path(spec.folder) / "checkpoints"
+    rank, num_workers = dist.get_rank(), training.num_workers
     batches = global_batches(len(items), training.global_batch_size, spec.epochs, spec.seed)
-    first_step = load_latest(engine, folder / "checkpoints", spec.fingerprint)
-    log = _StageLog(folder, first_step) if rank == 0 else None
+    first_step, bad_videos = load_latest(engine, checkpoints, spec.fingerprint)
     num_threads = max(1, int(training.num_cpus))
 
-    with DecodePool(num_threads, spec.video.timeout_s, spec.video.memory_limit_bytes) as pool:
-        encoder = SampleEncoder(adapter, pool, num_threads)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(_StageLog(Path(spec.folder), first_step))) if rank == 0 else None
+        pool = stack.enter_context(DecodePool(num_threads, spec.video.timeout_s, spec.video.memory_limit_bytes))
+        encoder = stack.enter_context(contextlib.closing(SampleEncoder(adapter, pool, num_threads)))
         mine = (index for batch in batches[first_step:] for index in worker_share(batch, rank, num_workers))
         samples = encoder.stream(None if index is None else items[index] for index in mine)
         started = time.monotonic()
@@ -76,42 +88,33 @@ def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
             if log is not None:
                 log.write(scalars)
             if steps_done % training.checkpoint_every_steps == 0 or steps_done == len(batches):
-                save_checkpoint(engine, folder / "checkpoints", steps_done, spec.fingerprint)
-        encoder.close()
-    _check_bad_share(spec, encoder, len(items))
-    if log is not None:
-        log.close()
-    _write_final(engine, adapter, spec, final)
-    return final
+                bad_videos |= _errors_of_all_ranks(encoder)
+                save_checkpoint(engine, checkpoints, steps_done, spec.fingerprint, bad_videos)
+    return bad_videos
 
 
 def _take(samples: Iterator[Any], count: int, adapter: ChatAdapter) -> dict[str, Any]:
     return adapter.collate([next(samples) for _ in range(count)])
 
 
-def _check_bad_share(spec: StageSpec, encoder: SampleEncoder, num_items: int) -> None:
-    """All ranks agree on the videos that could not be used; too many of them fail the stage."""
+def _errors_of_all_ranks(encoder: SampleEncoder) -> dict[str, str]:
     gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, {id_: error.code for id_, error in encoder.errors.items()})
-    bad = {id_: code for part in gathered for id_, code in part.items()}
-    if len(bad) > spec.max_bad_fraction * num_items:
-        some = ", ".join(f"{id_} ({code})" for id_, code in sorted(bad.items())[:10])
-        raise TrainingError(f"{spec.name}: {len(bad)} of {num_items} videos could not be used, more than max_bad_fraction: {some}")
+    dist.all_gather_object(gathered, {id_: error.code for id_, error in dict(encoder.errors).items()})
+    return {id_: code for part in gathered for id_, code in part.items()}
+
+
+def _check_bad_share(spec: StageSpec, bad_videos: dict[str, str], num_items: int) -> None:
+    """Too many videos that could not be used fail the stage, on every rank alike."""
+    if len(bad_videos) > spec.max_bad_fraction * num_items:
+        some = ", ".join(f"{id_} ({code})" for id_, code in sorted(bad_videos.items())[:10])
+        raise TrainingError(f"{spec.name}: {len(bad_videos)} of {num_items} videos could not be used, more than max_bad_fraction: {some}")
 
 
 def _write_final(engine: Any, adapter: ChatAdapter, spec: StageSpec, final: Path) -> None:
     weights = whole_state_dict(engine)
     if weights is not None:
-        from transformers import AutoModelForImageTextToText
-
-        model = engine.module.model
         card = make_card(spec.task, spec.video.spec(), spec.lineage | {"fingerprint": spec.fingerprint})
-        whole = model if not any(hasattr(p, "ds_id") for p in model.parameters()) else AutoModelForImageTextToText.from_config(model.config)
-        if whole is not model:
-            whole.load_state_dict(weights, strict=False)
-            whole.tie_weights()
-            whole.to(next(iter(weights.values())).dtype)
-        save_model(whole, adapter.processor, final, card)
+        save_model(engine.module.model, weights, adapter.processor, final, card)
         artifacts.publish(final.resolve(), str(final), spec.fingerprint, spec.lineage)
     dist.barrier()
 
@@ -122,10 +125,11 @@ class _StageLog:
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= first_step] if path.exists() else []
-        path.write_text("".join(f"{line}\n" for line in kept))
+        # What stands after the last newline was being written when the process died.
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+        storage.write_bytes(str(path), b"".join(line + b"\n" for line in kept))
         self._lines = path.open("a")
         self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
