@@ -1,9 +1,9 @@
-"""Tiny random Qwen2-VL and Qwen2.5-VL folders, complete enough for transformers, DeepSpeed and vLLM: what tests use where weights do not matter."""
+"""Tiny random Qwen2-VL and Qwen2.5-VL folders, whole enough for transformers, DeepSpeed and vLLM: where weights do not matter."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -21,7 +21,16 @@ from transformers import (
 
 Kind = Literal["qwen2_5_vl", "qwen2_vl"]
 
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -42,7 +51,14 @@ def make_tiny_model(folder: Path, kind: Kind = "qwen2_5_vl", seed: int = 0) -> P
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
         **{"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]},
     }
-    vision = {"depth": 2, "num_heads": 2, "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3}
+    vision: dict[str, Any] = {
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "in_channels": 3,
+    }
     tokens = {
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
@@ -51,7 +67,14 @@ def make_tiny_model(folder: Path, kind: Kind = "qwen2_5_vl", seed: int = 0) -> P
         "tie_word_embeddings": True,
     }
     if kind == "qwen2_5_vl":
-        vision |= {"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 64, "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2}
+        vision |= {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "out_hidden_size": 64,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+        }
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens))
         processor_class = Qwen2_5_VLProcessor
     else:

@@ -1,0 +1,90 @@
+"""Training items, and their way through real decoders to supervised tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rbft.data.samples import SampleEncoder, TrainingItem, classify_items, rationale_items
+from rbft.errors import DataError, VideoMissingError
+from rbft.models.chat import IGNORE_INDEX, ChatAdapter
+from rbft.records import Example
+from rbft.video.pool import DecodePool
+from tests.samples import SPEC, TASK, write_video
+from tests.tiny_models import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> ChatAdapter:
+    return ChatAdapter(make_tiny_model(tmp_path_factory.mktemp("models") / "tiny"), SPEC)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    folder = tmp_path_factory.mktemp("videos")
+    video = str(write_video(folder / "a.mp4", seconds=4))
+    return [
+        Example("a", video, label="normal", context="Camera 3."),
+        Example("b", video, label="abnormal", start_s=1.0),
+        Example("c", video),
+        Example("gone", str(folder / "gone.mp4"), label="normal"),
+    ]
+
+
+@pytest.fixture
+def encoder(adapter: ChatAdapter) -> Iterator[SampleEncoder]:
+    with DecodePool(2) as pool:
+        encoder = SampleEncoder(adapter, pool, 2)
+        yield encoder
+        encoder.close()
+
+
+def test_stage_1_asks_for_the_rationale_and_takes_unlabelled_videos(examples: list[Example]) -> None:
+    items = rationale_items(TASK, examples, {"a": "Scene: a yard.", "c": "Scene: a hall."})
+    assert [(item.example.id, item.answer) for item in items] == [("a", "Scene: a yard."), ("c", "Scene: a hall.")]
+    assert [item.messages for item in items] == [TASK.rationale_messages("Camera 3."), TASK.rationale_messages()]
+
+
+def test_stage_2_asks_for_the_label_and_leaves_unlabelled_videos_out(examples: list[Example]) -> None:
+    items = classify_items(TASK, examples)
+    assert [(item.example.id, item.answer) for item in items] == [("a", "normal"), ("b", "abnormal"), ("gone", "normal")]
+    assert items[0].messages == TASK.question_messages("Camera 3.")
+
+
+def test_a_label_the_task_does_not_have_is_refused_with_its_video() -> None:
+    with pytest.raises(DataError, match=r"video x: label 'odd' is not one of \['normal', 'abnormal'\]"):
+        classify_items(TASK, [Example("x", "x.mp4", label="odd")])
+
+
+@pytest.mark.parametrize("stage", ["rationale", "classify"])
+def test_only_the_answer_and_its_end_are_supervised(
+    stage: str, adapter: ChatAdapter, examples: list[Example], encoder: SampleEncoder
+) -> None:
+    rationales = {"a": "Scene: a yard.\nMotion: a dog runs.", "b": "Scene: dark."}
+    items = rationale_items(TASK, examples[:2], rationales) if stage == "rationale" else classify_items(TASK, examples[:2])
+    prompt = TASK.rationale_prompt if stage == "rationale" else TASK.question
+    for item, sample in zip(items, encoder.stream(items), strict=True):
+        tokens = sample.input_ids_L.tolist()
+        answer = [*adapter.tokenizer(item.answer)["input_ids"], adapter.end_token_id]
+        assert tokens[-len(answer) :] == answer
+        assert sample.labels_L.tolist() == [IGNORE_INDEX] * (len(tokens) - len(answer)) + answer
+        masked = adapter.tokenizer.decode(tokens[: -len(answer)])
+        assert masked.count("<|video_pad|>") == int(sample.mm_token_type_ids_L.sum()) // 2 == int(sample.grid_thw.prod()) // 4
+        assert masked.endswith(f"{prompt}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_samples_come_in_the_order_of_their_items(adapter: ChatAdapter, examples: list[Example], encoder: SampleEncoder) -> None:
+    items = [TrainingItem(examples[0], TASK.question_messages(), "n" * length) for length in (5, 1, 4, 2, 3, 9, 7, 8, 6, 10, 12, 11)]
+    assert [sample.num_supervised_tokens - 1 for sample in encoder.stream(items)] == [len(item.answer) for item in items]
+
+
+def test_fillers_and_bad_videos_become_samples_without_supervised_tokens(examples: list[Example], encoder: SampleEncoder) -> None:
+    first, *items = classify_items(TASK, examples)
+    samples = list(encoder.stream([None, first, *items]))
+    assert [sample.num_supervised_tokens > 0 for sample in samples] == [False, True, True, False]
+    for empty in (samples[0], samples[-1]):
+        assert (empty.labels_L == IGNORE_INDEX).all()
+        assert empty.grid_thw.tolist() == [1, 2, 2]
+    assert list(encoder.errors) == ["gone"]
+    assert isinstance(encoder.errors["gone"], VideoMissingError)
