@@ -21,6 +21,7 @@ from rbft.training import checkpoints
 from rbft.training.loop import run_stage
 from rbft.training.stage import StageSpec
 from tests.samples import TASK, random_clip
+from tests.tiny_models import make_tiny_model
 from tests.training.stages import VIDEO, log_lines, losses, make_items, make_stage, make_training, run_stages, run_until_killed
 from tests.training.workers import run_workers
 
@@ -196,6 +197,20 @@ def test_too_many_bad_videos_fail_the_stage_and_fail_it_again_when_it_goes_on(
     assert not artifacts.is_complete(f"{spec.folder}/final")
     run_workers(run_stage, 1, replace(spec, max_bad_fraction=0.25), [*items[:3], gone])
     assert artifacts.is_complete(f"{spec.folder}/final")
+
+
+def test_qwen2_vl_trains_too_and_in_bfloat16(items: list[TrainingItem], tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "qwen2_vl", "qwen2_vl")
+    training = make_training(1, 2).model_copy(update={"precision": "bf16"})
+    spec = make_stage(model, tmp_path / "stage", training)
+    run_workers(run_stage, 1, spec, items)
+    assert losses(spec)[-1] < losses(spec)[0] - 0.1
+    trained, base = (load_model(folder, "bfloat16") for folder in (tmp_path / "stage" / "final", model))
+    assert type(trained).__name__ == "Qwen2VLForConditionalGeneration"
+    moved = [name for name, weight in base.named_parameters() if not torch.equal(weight, trained.get_parameter(name))]
+    assert {"model.visual.patch_embed.proj.weight", "model.visual.merger.mlp.0.weight", "model.language_model.embed_tokens.weight"} <= set(
+        moved
+    )
 
 
 def test_a_stage_without_items_is_refused(tiny_model: Path, tmp_path: Path) -> None:
