@@ -57,7 +57,7 @@ def read_manifest(path: str | Path) -> list[Example]:
 def write_manifest(examples: Iterable[Example], path: str | Path) -> None:
     """Write `examples` to `path` as a manifest, whole or not at all; an existing file is replaced.
 
-    Raises `ManifestError` if the file cannot be written or a value cannot be stored.
+    Raises `ManifestError` if a value cannot be stored, `ArtifactError` if the file cannot be written.
     """
     import pyarrow as pa
 
@@ -66,10 +66,7 @@ def write_manifest(examples: Iterable[Example], path: str | Path) -> None:
         table = pa.Table.from_pylist([asdict(example) for example in examples], schema=schema)
     except (pa.ArrowException, UnicodeError) as error:
         raise ManifestError(f"{path}: a value does not fit the manifest's schema ({_one_line(error)}); mend that row") from error
-    try:
-        storage.write_table(str(path), table)
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be written ({_one_line(error)}); name a folder you may write to") from error
+    storage.write_table(str(path), table)
 
 
 def validate_examples(examples: Sequence[Example], task: Task, *, require_labels: bool = True) -> None:

@@ -29,7 +29,8 @@ class SampleTimes:
 def trim(duration_s: float, start_s: float | None, end_s: float | None) -> tuple[float, float]:
     """Start and end of the clip in seconds, inside a video of `duration_s` seconds.
 
-    An end past the video's end is the video's end; a negative one counts from there, as in "drop the last 20 seconds". Raises `VideoTrimError` if nothing is left.
+    An end past the video's end is the video's end; a negative one counts from there, as in "drop the last 20 seconds".
+    Raises `VideoTrimError` if nothing is left.
     """
     start = 0.0 if start_s is None else start_s
     end = duration_s if end_s is None else min(end_s, duration_s) if end_s >= 0 else duration_s + end_s

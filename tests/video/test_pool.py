@@ -48,9 +48,20 @@ def hanging(tmp_path: Path) -> Path:
     return tmp_path / "hanging.mp4"
 
 
+_of_other_tests: set[int] = set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _know_the_children_of_other_tests():
+    """Pools that other modules keep open have children in this process too."""
+    _of_other_tests.clear()
+    _of_other_tests.update(children())
+
+
 def children(of: int | None = None) -> set[int]:
-    """Process ids of the decoder processes of a process (by default this one)."""
-    return {child.pid for child in psutil.Process(of).children() if is_running(child.pid) and "rbft.video.child" in child.cmdline()}
+    """Process ids of the decoder processes of a process (by default this one), but for those of other tests."""
+    found = {child.pid for child in psutil.Process(of).children() if is_running(child.pid) and "rbft.video.child" in child.cmdline()}
+    return found - _of_other_tests
 
 
 def is_running(pid: int) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rbft.errors import VideoTrimError
 from rbft.records import VideoSpec
-from rbft.video.sampling import fit_size, sample_times
+from rbft.video.sampling import fit_size, sample_times, trim
 
 SPEC = VideoSpec()
 durations_s = st.floats(0.01, 100_000)
@@ -124,3 +124,9 @@ def test_transformers_leaves_a_fitted_size_alone(height, width, spec):
 )
 def test_sizes_of_the_paper_profile(height, width, fitted):
     assert fit_size(height, width, SPEC) == fitted
+
+
+def test_a_negative_end_counts_from_the_end_of_the_video():
+    assert trim(30.0, None, -20.0) == (0.0, 10.0)
+    with pytest.raises(VideoTrimError):
+        trim(15.0, None, -20.0)
