@@ -349,23 +349,35 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def begin_part(work: Path, config: BaseConfig) -> list[dict[str, Any]]:
+    """Note in `work` that a part of the run begins now, with this code and configuration; all parts so far come back, the new one last.
+
+    A run that was cut short and went on with other code or settings is not the run its last configuration describes: the parts say so.
+    """
+    state_path, parts_path = work / "captions-state.pt", work / "parts.json"
+    parts = json.loads(parts_path.read_text()) if parts_path.exists() else []
+    first = torch.load(state_path, weights_only=True)["step"] if state_path.exists() else 0
+    sources = sorted(Path(__file__).resolve().parent.glob("*.py"))
+    hashes = {f"miniature/{path.name}": _sha256(path) for path in sources} | {TASK_FILE.name: _sha256(TASK_FILE)}
+    parts.append({"first_caption_step": first, "config": asdict(config), "sources_sha256": hashes})
+    parts_path.write_text(json.dumps(parts, indent=2))
+    return parts
+
+
 def write_provenance(
-    folder: Path, config: BaseConfig, looks: list[dict[str, float]], scores: dict[str, dict[str, float]], wall_s: float
+    folder: Path, parts: list[dict[str, Any]], looks: list[dict[str, float]], scores: dict[str, dict[str, float]], wall_s: float
 ) -> None:
-    """Write `provenance.json`: what made the weights in `folder`, from which code, and what they can do."""
+    """Write `provenance.json`: what made the weights in `folder`, from which code, and what they can do. `wall_s` is of the last part."""
     import transformers
 
-    sources = sorted(Path(__file__).resolve().parent.glob("*.py"))
     provenance = {
         "script": "python -m miniature.base",
-        "config": asdict(config),
-        "sources_sha256": {f"miniature/{path.name}": _sha256(path) for path in sources},
-        "task_sha256": _sha256(TASK_FILE),
+        "parts": parts,
         "files_sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != "provenance.json"},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
         "looks": looks,
         "slots": scores,
-        "wall_s": round(wall_s),
+        "wall_s_of_last_part": round(wall_s),
     }
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
 
@@ -384,6 +396,8 @@ def main() -> None:
 
     started = time.monotonic()
     torch.set_num_threads(config.num_threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    parts = begin_part(args.work, config)
     task = load_task()
     clips = Clips(general_clips(args.work / "clips", config.seed, config.num_clips, config.num_threads), config)
     model, processor = new_model(task, config)
@@ -394,7 +408,7 @@ def main() -> None:
     looks = train_captions(model, processor, clips, heads, task, config, args.work, args.export)
     scores = {domain: slot_scores(model, processor, task, domain, config.final_clips) for domain in ("general", "target")}
     save_model(model, processor, args.out)
-    write_provenance(args.out, config, looks, scores, time.monotonic() - started)
+    write_provenance(args.out, parts, looks, scores, time.monotonic() - started)
     print(json.dumps(scores, indent=2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from miniature import batches
-from miniature.base import BaseConfig, attend_in_one_call, caption_loss, load_task, new_model, rate_at
+from miniature.base import BaseConfig, attend_in_one_call, begin_part, caption_loss, load_task, new_model, rate_at
 from miniature.batches import Conversations, grids, patches
 from miniature.draw import render
 from miniature.world import caption, generic_label, sample_general
@@ -103,3 +104,11 @@ def test_the_rate_warms_up_to_its_peak_and_falls_to_a_fiftieth() -> None:
     assert max(rates) == rates[9] == pytest.approx(1e-3)
     assert rates[100] == pytest.approx(2e-5)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_run_that_went_on_with_other_settings_says_so(tmp_path: Path) -> None:
+    begin_part(tmp_path, BaseConfig(caption_steps=10))
+    torch.save({"step": 7}, tmp_path / "captions-state.pt")
+    parts = begin_part(tmp_path, BaseConfig(caption_steps=20))
+    assert [(part["first_caption_step"], part["config"]["caption_steps"]) for part in parts] == [(0, 10), (7, 20)]
+    assert all("miniature/draw.py" in part["sources_sha256"] for part in parts)

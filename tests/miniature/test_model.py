@@ -58,9 +58,11 @@ def test_the_tokenizer_reads_back_all_that_the_base_was_trained_with() -> None:
 
 
 def test_the_model_still_describes_clips_as_well_as_was_recorded(provenance: dict) -> None:
-    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoProcessor
 
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(MODEL_FOLDER)
+    from rbft.models.load import load_model
+
+    model = load_model(MODEL_FOLDER, "float32")
     processor = AutoProcessor.from_pretrained(MODEL_FOLDER)
     plans = held_out("general", 32)
     scores = score(write_rationales(model, processor, load_task(), plans), [plan.slots for plan in plans])
