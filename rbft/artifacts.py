@@ -97,7 +97,22 @@ def verify(folder: Path) -> None:
 
 
 def model_fingerprint(folder: str | Path) -> str:
-    """The fingerprint of a model folder: of its marker if a run of ours made it, else of all its files."""
+    """The fingerprint of a model folder: of its marker if a run of ours made it, else of the files that determine what it answers.
+
+    Raises `ArtifactError` if it holds none of them.
+    """
     if is_complete(str(folder)):
         return str(read_marker(str(folder))["fingerprint"])
-    return fingerprint({name: part["sha256"] for name, part in folder_hashes(Path(folder)).items()})
+    files = sorted({path for pattern in _MODEL_FILES for path in Path(folder).glob(pattern)})
+    if not files:
+        raise ArtifactError(f"{folder}: holds no model; give the folder of a Hugging Face model")
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        hashes = threads.map(file_sha256, files)
+        return fingerprint({path.name: sha256 for path, sha256 in zip(files, hashes, strict=True)})
+
+
+_MODEL_FILES = (
+    *("*.safetensors", "config.json", "generation_config.json", "*processor_config.json", "chat_template*"),
+    *("tokenizer*", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+)
+"""Not the README or a note on where the weights come from: a change of those is no other model."""

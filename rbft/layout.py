@@ -1,12 +1,12 @@
 """Where things lie in a run's folder. The one place that knows; paths are strings, as a run may lie on an object store.
 
-    <run>/config.yaml                               resolved configuration
-    <run>/run.json                                  versions, hashes, lineage, and which artifact is the current one of each kind
-    <run>/manifest.parquet
-    <run>/rationales/<fingerprint>/                 part-*.parquet while it grows, rationales.parquet and COMPLETE.json at the end
-    <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
-    <run>/evaluation/<system>/<fingerprint>/        predictions.parquet, metrics.json, COMPLETE.json
-    <run>/report.html, summary.json
+<run>/config.yaml                               resolved configuration
+<run>/run.json                                  versions, hashes, lineage, and which artifact is the current one of each kind
+<run>/manifest.parquet
+<run>/rationales/<fingerprint>/                 part-*.parquet while it grows, rationales.parquet and COMPLETE.json at the end
+<run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
+<run>/evaluation/<system>/<fingerprint>/        predictions.parquet, metrics.json, COMPLETE.json
+<run>/report.html, summary.json
 """
 
 from __future__ import annotations

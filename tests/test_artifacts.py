@@ -108,9 +108,21 @@ def test_a_marker_of_another_schema_is_refused(folder: Path) -> None:
         artifacts.read_marker(str(folder))
 
 
-def test_a_model_is_known_by_its_marker_or_else_by_its_files(folder: Path) -> None:
-    by_files = artifacts.model_fingerprint(folder)
-    (folder / "a.txt").write_text("c")
-    assert artifacts.model_fingerprint(folder) != by_files
+def test_a_model_that_a_run_made_is_known_by_its_marker(folder: Path) -> None:
     artifacts.publish(folder, str(folder), "f" * 16, {})
     assert artifacts.model_fingerprint(folder) == "f" * 16
+
+
+def test_a_models_fingerprint_is_that_of_what_determines_its_answers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    before = artifacts.model_fingerprint(tmp_path)
+    (tmp_path / "README.md").write_text("where it comes from")
+    assert artifacts.model_fingerprint(tmp_path) == before
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    assert artifacts.model_fingerprint(tmp_path) != before
+
+
+def test_a_folder_without_a_model_has_no_fingerprint(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no model"):
+        artifacts.model_fingerprint(tmp_path)

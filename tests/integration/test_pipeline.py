@@ -18,6 +18,8 @@ from rbft.config import load_config
 from rbft.models.load import read_card
 from tests.integration.conftest import NUM_TEST, NUM_TRAIN, Jobs, RayCluster, wait_for
 
+pytestmark = pytest.mark.timeout(1500)
+
 SYSTEMS = ("zero-shot", "direct-sft-1", "direct-sft-2", "rb-ft")
 TRAINED_STAGES = ("direct-sft-1/classify", "direct-sft-2/classify", "rb-ft/rationale", "rb-ft/classify")
 

@@ -16,6 +16,8 @@ from rbft.models.chat import ChatAdapter
 from rbft.records import Clip, VideoSpec
 from tests.tiny_models import make_tiny_model
 
+pytestmark = pytest.mark.timeout(600)
+
 SPEC = VideoSpec(max_frames=16, max_pixels=28 * 28 * 16)
 ENGINE = EngineConfig(max_model_len=1024, max_num_seqs=8, num_gpus=0, num_actors=1, kv_cache_gib_cpu=1, block_size=32, enforce_eager=True)
 MESSAGES = [

@@ -24,6 +24,8 @@ from serve.deployment import deploy
 from serve.model import find_model
 from tests.serve.samples import write_clip
 
+pytestmark = pytest.mark.timeout(600)
+
 LIMIT = "serve.max_upload_bytes=1000000"
 
 
