@@ -59,7 +59,14 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
     # A laptop with fewer cores than the configuration asks for serves too, only slower.
     num_cpus = max(os.cpu_count() or 1, math.ceil(config.engine.num_cpus * config.serve.num_replicas)) if on_own_ray else None
     try:
-        ray.init(num_cpus=num_cpus, namespace=APPLICATION, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(
+            address="local" if on_own_ray else None,  # else Ray would join whichever cluster was last started on this machine
+            num_cpus=num_cpus,
+            namespace=APPLICATION,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
         # After ray.init, which installs a handler of its own.
         signal.signal(signal.SIGTERM, _interrupt)
         deploy(config, source, port)

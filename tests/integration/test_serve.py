@@ -2,16 +2,17 @@
 
 import asyncio
 import math
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from ray import serve
 
 from rbft import errors
 from rbft.client import Client
@@ -19,9 +20,7 @@ from rbft.config import RunConfig, load_config
 from rbft.engines.hf import HFEngine
 from rbft.engines.labels import probabilities
 from rbft.video.pool import DecodePool
-from serve.__main__ import free_port
-from serve.deployment import deploy
-from serve.model import find_model
+from tests.integration.conftest import RayCluster
 from tests.serve.samples import write_clip
 
 pytestmark = pytest.mark.timeout(600)
@@ -40,13 +39,32 @@ def config(repository: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster: object, config: RunConfig, miniature_model: Path) -> Iterator[Client]:
-    """A client of the deployed service."""
-    port = free_port(config.serve.host, 0)
-    deploy(config, find_model(config, str(miniature_model)), port)
-    with Client(f"http://{config.serve.host}:{port}") as client:
+def client(ray_cluster: RayCluster, repository: Path, miniature_model: Path) -> Iterator[Client]:
+    """A client of the service that the command deployed on the cluster."""
+    with served(repository, miniature_model, os.environ | ray_cluster.environment) as (_, client):
         yield client
-    serve.shutdown()
+
+
+@contextmanager
+def served(repository: Path, model: Path, environment: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """`python -m serve` with `model`, once it is ready; interrupted at the end."""
+    command = [sys.executable, "-m", "serve", "--config", "configs/miniature.yaml", "--set", LIMIT, "--model", str(model), "--port", "0"]
+    process = subprocess.Popen(command, cwd=repository, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("ready: "):
+            break
+    else:
+        raise AssertionError("".join(said))
+    try:
+        with Client(said[-1].split()[1]) as client:
+            yield process, client
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=120)
 
 
 def test_an_uploaded_clip_gets_the_probabilities_of_evaluation(
@@ -97,18 +115,13 @@ def test_a_bad_upload_is_refused_by_its_kind_and_the_next_good_one_answered(
 
 
 @pytest.mark.slow
-def test_the_command_serves_until_interrupted_and_leaves_no_process_behind(
+def test_the_command_serves_on_a_ray_of_its_own_until_interrupted_and_leaves_no_process_behind(
     repository: Path, clip_path: Path, miniature_model: Path
 ) -> None:
-    command = [sys.executable, "-m", "serve", "--config", "configs/miniature.yaml", "--model", str(miniature_model), "--port", "0"]
-    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    ready = next(line for line in process.stdout if line.startswith(("ready: ", "error: ")))
-    with Client(ready.split()[1]) as client:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    with served(repository, miniature_model, environment) as (process, client):
         assert client.classify(clip_path).label in client.task().labels
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert started
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+        started = psutil.Process(process.pid).children(recursive=True)
+    assert started and process.returncode == 0
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []
