@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,21 +31,22 @@ def main() -> None:
             raise SystemExit(job.returncode)
         total_s = time.monotonic() - started
         summary = json.loads((Path(output_dir) / "miniature/summary.json").read_text())
-    RESULT.write_text(_page(summary, total_s, [line for line in lines if line.startswith("[")]))
+    RESULT.write_text(page("python -m benchmarks demo", summary, total_s, lines))
     print(f"wrote {RESULT.relative_to(ROOT)}")
 
 
-def _page(summary: dict[str, Any], total_s: float, said: list[str]) -> str:
+def page(command: str, summary: dict[str, Any], total_s: float, lines: list[str]) -> str:
+    """The result page of a demo that `command` ran in `total_s` and that printed `lines`."""
     train_s = sum(summary["train_s"].values())
     rows = [(step, seconds) for step, seconds in summary["wall_s"].items()]
     rows += [(f"  of train: {stage}", seconds) for stage, seconds in summary["train_s"].items()]
     rows += [("  of train: starting workers, loading, checkpoints, writing models", summary["wall_s"]["train"] - train_s), ("all", total_s)]
     table = "\n".join(f"| {name} | {seconds:.1f} | {100 * seconds / total_s:.0f} % |" for name, seconds in rows)
     versions = ", ".join(f"{package} {version}" for package, version in summary["versions"].items())
-    log = "\n".join(said)
+    log = "\n".join(line for line in lines if re.match(r"\[ *\d+:\d\d\]", line))
     return f"""# Where the time of `make demo` goes
 
-`python -m benchmarks demo`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {versions}.
+`{command}`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {versions}.
 Peak memory of all processes together: {summary["peak_rss_bytes"] / 2**30:.1f} GiB.
 
 | step | seconds | share |
