@@ -22,6 +22,7 @@ from rbft.engines.labels import probabilities
 from rbft.video.pool import DecodePool
 from tests.integration.conftest import RayCluster
 from tests.serve.samples import write_clip
+from tests.tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -112,6 +113,14 @@ def test_a_bad_upload_is_refused_by_its_kind_and_the_next_good_one_answered(
     with pytest.raises(error):
         client.classify(path)
     assert client.classify(clip_path).label in client.task().labels
+
+
+def test_a_qwen2_vl_answers_too(ray_cluster: RayCluster, repository: Path, clip_path: Path, tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "qwen2-vl", "qwen2_vl")
+    with served(repository, model, os.environ | ray_cluster.environment) as (_, client):
+        answer = client.classify(clip_path)
+        assert math.fsum(answer.probabilities.values()) == pytest.approx(1)
+        assert client.rationale(clip_path).num_tokens > 0
 
 
 @pytest.mark.slow
