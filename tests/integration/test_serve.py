@@ -46,6 +46,11 @@ def client(ray_cluster: RayCluster, repository: Path, miniature_model: Path) -> 
         yield client
 
 
+def without_cluster() -> dict[str, str]:
+    """The environment of a user who has no cluster."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+
+
 @contextmanager
 def served(repository: Path, model: Path, environment: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[str], Client]]:
     """`python -m serve` with `model`, once it is ready; interrupted at the end."""
@@ -115,9 +120,10 @@ def test_a_bad_upload_is_refused_by_its_kind_and_the_next_good_one_answered(
     assert client.classify(clip_path).label in client.task().labels
 
 
-def test_a_qwen2_vl_answers_too(ray_cluster: RayCluster, repository: Path, clip_path: Path, tmp_path: Path) -> None:
+def test_a_qwen2_vl_answers_too(repository: Path, clip_path: Path, tmp_path: Path) -> None:
+    """On a Ray of its own: two services on one cluster would share its one HTTP proxy."""
     model = make_tiny_model(tmp_path / "qwen2-vl", "qwen2_vl")
-    with served(repository, model, os.environ | ray_cluster.environment) as (_, client):
+    with served(repository, model, without_cluster()) as (_, client):
         answer = client.classify(clip_path)
         assert math.fsum(answer.probabilities.values()) == pytest.approx(1)
         assert client.rationale(clip_path).num_tokens > 0
@@ -127,8 +133,7 @@ def test_a_qwen2_vl_answers_too(ray_cluster: RayCluster, repository: Path, clip_
 def test_the_command_serves_on_a_ray_of_its_own_until_interrupted_and_leaves_no_process_behind(
     repository: Path, clip_path: Path, miniature_model: Path
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
-    with served(repository, miniature_model, environment) as (process, client):
+    with served(repository, miniature_model, without_cluster()) as (process, client):
         assert client.classify(clip_path).label in client.task().labels
         started = psutil.Process(process.pid).children(recursive=True)
     assert started and process.returncode == 0
