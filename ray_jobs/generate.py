@@ -39,7 +39,8 @@ def generate(run: Run, also: Sequence[Work] = ()) -> None:
     if not artifacts.is_complete(folder, fingerprint):
         lineage = {"model": run.model_fingerprint, "prompt": run.config.task.rationale_prompt, "versions": run.fact("versions")}
         rows.finish(folder, "rationales", rationale_schema(), [example.id for example in cohort], fingerprint, lineage)
-        report_errors(run, "generate", [(r.id, r.error_code, r.error_message) for r in read_rationales(run)])
+    # Also for a folder that was complete already: a job that failed for its bad share must not pass when it is submitted again.
+    report_errors(run, "generate", [(r.id, r.error_code, r.error_message) for r in read_rationales(run)])
 
 
 def _infer(run: Run, work: list[Work], folder: str) -> None:

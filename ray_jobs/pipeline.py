@@ -44,20 +44,19 @@ def job(run: Run) -> None:
 
 def run_steps(run: Run, systems: list[str]) -> None:
     """Generation, training and evaluation, in order; Ray is joined or started by the first that has anything to do."""
-    zero_shot = [prediction_work(run, "zero-shot", run.config.model, "vllm")] if "zero-shot" in systems else []
-    with run.timed("generate"):
-        if "rb-ft" in systems:
-            generate(run, also=zero_shot)
-        elif zero_shot:
-            evaluate(run, ["zero-shot"])
-        if zero_shot:
-            finish_predictions(run, "zero-shot", "vllm")
-    trained = [system for system in systems if system != "zero-shot"]
-    if trained:
+    left = list(systems)
+    if "rb-ft" in systems:
+        with run.timed("generate"):
+            shares_engine = "zero-shot" in systems
+            generate(run, also=[prediction_work(run, "zero-shot", run.config.model, "vllm")] if shares_engine else [])
+            if shares_engine:
+                finish_predictions(run, "zero-shot", "vllm")
+                left.remove("zero-shot")
+    if left != ["zero-shot"]:
         with run.timed("train"):
             train(run)
-        with run.timed("evaluate"):
-            evaluate(run, trained)
+    with run.timed("evaluate"):
+        evaluate(run, left)
 
 
 def make_report(run: Run) -> ReportData:

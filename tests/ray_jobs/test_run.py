@@ -7,10 +7,14 @@ import pytest
 
 from miniature.world import sample_world
 from miniature.write import write_world
+from ray_jobs.generate import generate
 from ray_jobs.run import Run
 from ray_jobs.train import plan_stages
+from rbft import rows
 from rbft.config import load_config
-from rbft.errors import ArtifactError, LeakError, ManifestError, ModelError
+from rbft.errors import ArtifactError, JobError, LeakError, ManifestError, ModelError
+from rbft.rationales.table import rationales_table
+from rbft.records import Rationale
 from tests.tiny_models import make_tiny_model
 
 
@@ -138,3 +142,41 @@ def test_a_label_outside_the_task_is_refused_with_its_line(open_run: OpenRun, wo
     path = annotations(tmp_path, f"v0,{clip},normal,train", f"v1,{clip},abnormmal,train")
     with pytest.raises(ManifestError, match=r"labels\.csv.*3.*abnormmal.*abnormal"):
         _ = open_run("data.manifest=null", f"data.annotations={path}").examples
+
+
+def write_rationales(run: Run, num_bad: int) -> None:
+    """What the actors would have written: `num_bad` error rows, the rest good ones."""
+    found = [
+        Rationale(example.id, 0, error_code="video_decode", error_message="cut short")
+        if i < num_bad
+        else Rationale(example.id, 0, text="a dog")
+        for i, example in enumerate(run.cohort())
+    ]
+    rows.write_part(run.layout.rationales(run.rationale_fingerprint()), rationales_table(found))
+
+
+def test_too_many_bad_videos_fail_the_job_each_time_it_is_submitted(open_run: OpenRun) -> None:
+    run = open_run("data.max_bad_fraction=0.2")
+    write_rationales(run, num_bad=2)
+    for _ in range(2):
+        with pytest.raises(JobError, match=r"2 of 8 videos"):
+            generate(run)
+
+
+def test_videos_without_a_rationale_are_in_neither_stage_and_in_no_system(open_run: OpenRun) -> None:
+    run = open_run("data.max_bad_fraction=0.3")
+    write_rationales(run, num_bad=2)
+    generate(run)
+    cohorts = [{item.example.id for item in planned.items} for planned in plan_stages(run)]
+    assert cohorts == [{example.id for example in run.cohort()[2:]}] * 4
+
+
+def test_stage_one_takes_videos_without_labels_if_asked(open_run: OpenRun, world: Path, tmp_path: Path) -> None:
+    clips = sorted((world.parent / "clips").glob("*.mp4"))
+    labels = ("normal", "abnormal", "normal", "abnormal", "")
+    path = annotations(tmp_path, *(f"v{i},{clip},{label},train" for i, (clip, label) in enumerate(zip(clips, labels, strict=False))))
+    run = open_run("data.manifest=null", f"data.annotations={path}", "training.unlabelled_in_rationale_stage=true")
+    write_rationales(run, num_bad=0)
+    generate(run)
+    sizes = {planned.spec.name: len(planned.items) for planned in plan_stages(run)}
+    assert sizes["rb-ft/rationale"] == 5 and sizes["rb-ft/classify"] == 4
