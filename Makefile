@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Child processes (Ray's workers, a job's bare `python`, ninja) must find the environment first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo serve test test-full check bench base clean
+.PHONY: help setup demo serve test test-full check bench base gates evidence clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,6 +36,12 @@ bench: setup  ## measure; results go to benchmarks/results/
 
 base: setup  ## train the miniature's base model again (about an hour on two cores; goes on where it stopped)
 	$(PYTHON) -m miniature.base
+
+gates: setup  ## check on development worlds what the experiment needs, and try the learning rates (half an hour on two cores)
+	$(PYTHON) -m miniature.gates
+
+evidence: setup  ## does RB-FT beat Direct-SFT? the frozen experiment on fresh worlds (about an hour on two cores; goes on where it stopped)
+	$(PYTHON) -m miniature.evidence
 
 clean:  ## remove caches and builds; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

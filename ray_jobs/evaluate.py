@@ -42,7 +42,7 @@ def prediction_work(run: Run, system: str, model: ModelConfig, engine: EngineNam
     is_done = artifacts.is_complete(folder, fingerprint)
     done = {example.id for example in examples} if is_done else rows.done_ids(folder, prediction_schema())
     pending = [example for example in examples if example.id not in done]
-    return Work("prediction", folder, pending, model, {"system": system})
+    return Work("prediction", folder, pending, model, run.config.task, {"system": system})
 
 
 def finish_predictions(run: Run, system: str, engine: EngineName) -> list[Prediction]:
@@ -68,15 +68,13 @@ def read_predictions(run: Run, system: str) -> list[Prediction]:
     return predictions_from_table(rows.read_finished(folder, "predictions", prediction_schema()), folder)
 
 
-def evaluate(run: Run, systems: list[str]) -> None:
-    """Predictions and metrics of `systems`. Raises `JobError` for one whose model has not been trained."""
-    engine = run.config.evaluation.engine
-    work: list[Work] = []
-    for system in systems:
-        model = run.config.model if system == "zero-shot" else run.trained_model(system, "classify")
-        if model is None:
-            raise JobError(f"evaluate {system}: its model has not been trained; run `rbft train` or the pipeline with the same --config")
-        work.append(prediction_work(run, system, model, engine))
+def evaluate(runs: Sequence[Run], systems: Sequence[str]) -> None:
+    """Predictions and metrics of `systems` in each of the runs, by one engine pool.
+
+    Raises `JobError` for a system whose model has not been trained.
+    """
+    engine = runs[0].config.evaluation.engine
+    work = [prediction_work(run, system, _model(run, system), engine) for run in runs for system in systems]
     total = sum(len(item.examples) for item in work)
     if total:
         say(f"evaluate: scoring {total} clips with {engine}")
@@ -89,21 +87,29 @@ def evaluate(run: Run, systems: list[str]) -> None:
 
         # A vLLM engine is started for each model anyway; plain models take turns in the same processes.
         for group in [[item] for item in work] if engine == "vllm" else [work]:
-            run_inference(run.config, engine, group, on_block)
-    for system in systems:
-        finish_predictions(run, system, engine)
+            run_inference(runs[0].config, engine, group, on_block)
+    for run in runs:
+        for system in systems:
+            finish_predictions(run, system, engine)
+
+
+def _model(run: Run, system: str) -> ModelConfig:
+    model = run.config.model if system == "zero-shot" else run.trained_model(system, "classify")
+    if model is None:
+        raise JobError(f"evaluate {system}: its model has not been trained; run `rbft train` or the pipeline with the same --config")
+    return model
 
 
 def explain(run: Run, system: str, examples: Sequence[Example]) -> dict[str, Rationale]:
     """Id -> what the model of `system` writes about each of `examples` when asked for a rationale; kept beside its predictions."""
     engine = run.config.evaluation.engine
-    model = run.config.model if system == "zero-shot" else run.trained_model(system, "classify")
     folder = f"{run.artifact(f'evaluation/{system}')}/samples"
     done = rows.done_ids(folder, rationale_schema())
     pending = [example for example in examples if example.id not in done]
-    if pending and model is not None:
+    if pending:
         say(f"report: asking {system} for {len(pending)} rationales")
-        run_inference(run.config, engine, [Work("rationale", folder, pending, model, {"system": system})], lambda *_: None)
+        work = Work("rationale", folder, pending, _model(run, system), run.config.task, {"system": system})
+        run_inference(run.config, engine, [work], lambda *_: None)
     wanted = {example.id for example in examples}
     return {row.id: row for row in rationales_from_table(rows.read_parts(folder, rationale_schema())) if row.id in wanted}
 
@@ -127,7 +133,7 @@ def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
 
 def job(run: Run) -> None:
     with run.timed("evaluate"):
-        evaluate(run, list(run.config.evaluation.systems))
+        evaluate([run], run.config.evaluation.systems)
 
 
 if __name__ == "__main__":

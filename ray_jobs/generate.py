@@ -17,25 +17,40 @@ from rbft.rationales.table import rationales_from_table
 from rbft.records import Rationale, rationale_schema
 
 
-def generate(run: Run, also: Sequence[Work] = ()) -> None:
-    """Every training video's rationale, or its error row, in a complete folder. `also` is other work for the base model's engine,
-    done by the same actors, as starting an engine takes longer than much of the work."""
+def generate(runs: Sequence[Run], also: Sequence[Work] = ()) -> None:
+    """Every training video's rationale, or its error row, in a complete folder a run. `also` is other work for the base model's engine.
+
+    All of it is done by the same actors, as starting an engine takes longer than much of the work; so the runs must have the same model.
+    """
+    work = [item for run in runs if (item := _rationale_work(run)) is not None] + list(also)
+    if any(item.examples for item in work):
+        _infer(runs[0], work)
+    for run in runs:
+        _finish(run)
+
+
+def _rationale_work(run: Run) -> Work | None:
+    """What is still to be written of the run's rationales; None where they are complete."""
     fingerprint = run.rationale_fingerprint()
     folder = run.layout.rationales(fingerprint)
     cohort = run.cohort()
     run.record_artifact("rationales", folder)
-    work = list(also)
     if artifacts.is_complete(folder, fingerprint):
         say(f"generate: {len(cohort)} rationales are there already ({folder})")
-    else:
-        done = rows.done_ids(folder, rationale_schema())
-        pending = [example for example in cohort if example.id not in done]
-        if done:
-            say(f"generate: going on, {len(done)} of {len(cohort)} rationales are there")
-        provenance = {"model": run.model_fingerprint, "fingerprint": fingerprint, "label_in_prompt": False}
-        work.insert(0, Work("rationale", folder, pending, run.config.model, provenance))
-    if any(item.examples for item in work):
-        _infer(run, work, folder)
+        return None
+    done = rows.done_ids(folder, rationale_schema())
+    if done:
+        say(f"generate: going on, {len(done)} of {len(cohort)} rationales are there ({folder})")
+    pending = [example for example in cohort if example.id not in done]
+    provenance = {"model": run.model_fingerprint, "fingerprint": fingerprint, "label_in_prompt": False}
+    return Work("rationale", folder, pending, run.config.model, run.config.task, provenance)
+
+
+def _finish(run: Run) -> None:
+    """Join the parts and mark them complete; raise `JobError` if too many are error rows."""
+    fingerprint = run.rationale_fingerprint()
+    folder = run.layout.rationales(fingerprint)
+    cohort = run.cohort()
     if not artifacts.is_complete(folder, fingerprint):
         lineage = {"model": run.model_fingerprint, "prompt": run.config.task.rationale_prompt, "versions": run.fact("versions")}
         rows.finish(folder, "rationales", rationale_schema(), [example.id for example in cohort], fingerprint, lineage)
@@ -43,10 +58,10 @@ def generate(run: Run, also: Sequence[Work] = ()) -> None:
     report_errors(run, "generate", [(r.id, r.error_code, r.error_message) for r in read_rationales(run)])
 
 
-def _infer(run: Run, work: list[Work], folder: str) -> None:
+def _infer(run: Run, work: list[Work]) -> None:
     total = sum(len(item.examples) for item in work)
     say(f"generate: starting {run.config.engine.num_actors} vLLM engine(s) for {total} videos")
-    progress = Progress("generate" if len(work) == 1 else "generate and zero-shot", "videos", total)
+    progress = Progress("generate" if all(item.kind == "rationale" for item in work) else "generate and zero-shot", "videos", total)
     counts = {"done": 0, "errors": 0}
 
     def on_block(_: str, num_rows: int, num_errors: int) -> None:
@@ -83,7 +98,7 @@ def report_errors(run: Run, step: str, outcomes: Sequence[tuple[str, str | None,
 
 def job(run: Run) -> None:
     with run.timed("generate"):
-        generate(run)
+        generate([run])
 
 
 if __name__ == "__main__":

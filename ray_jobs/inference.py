@@ -28,6 +28,7 @@ from rbft.evaluation.scorer import Scorer
 from rbft.rationales.table import rationales_table
 from rbft.rationales.worker import RationaleWorker
 from rbft.records import Example
+from rbft.task import Task
 from rbft.video.pool import DecodePool
 
 Kind = Literal["rationale", "prediction"]
@@ -45,11 +46,12 @@ class Work:
     folder: str
     examples: Sequence[Example]
     model: ModelConfig
+    task: Task
     provenance: dict[str, Any]
 
 
 def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], on_block: Callable[[str, int, int], None]) -> None:
-    """Do all of `work`; `on_block(folder, rows, errors)` is called as blocks end.
+    """Do all of `work`; `on_block(folder, rows, errors)` is called as blocks end. `config` says how: engine, frames, sampling, seed.
 
     An actor loads a model when a block asks for another than it has, so work should be ordered by model.
     Raises `JobError` if blocks were lost for good (actors that died too often).
@@ -129,17 +131,18 @@ class EngineActor:
     async def _ask(self, engine: Engine, block: dict[str, Any]) -> pa.Table:
         examples = [Example(**row) for row in block["examples"]]
         config, spec = self._config, self._config.video.spec()
+        task = Task.model_validate(block["task"])
         max_in_flight = 2 * config.engine.max_num_seqs
         if block["kind"] == "rationale":
             worker = RationaleWorker(
-                *(engine, self._pool, config.task, spec, config.generation),
+                *(engine, self._pool, task, spec, config.generation),
                 seed=config.seed,
                 provenance=block["provenance"],
                 max_in_flight=max_in_flight,
             )
             return rationales_table(await asyncio.gather(*(worker.write(example) for example in examples)))
         max_new_tokens = config.evaluation.max_new_tokens
-        scorer = Scorer(engine, self._pool, config.task, spec, max_new_tokens=max_new_tokens, max_in_flight=max_in_flight)
+        scorer = Scorer(engine, self._pool, task, spec, max_new_tokens=max_new_tokens, max_in_flight=max_in_flight)
         return predictions_table(await asyncio.gather(*(scorer.predict(example) for example in examples)))
 
     async def _acquire(self, model: ModelConfig) -> Engine:
@@ -160,7 +163,7 @@ class EngineActor:
         if self._engine_name == "hf":
             from rbft.engines.hf import HFEngine
 
-            return HFEngine(model, spec)
+            return HFEngine(model, spec, max_batch_size=self._config.engine.max_num_seqs)
         from rbft.engines.vllm import VllmEngine
 
         return VllmEngine(model, self._config.engine, spec, self._config.seed)
@@ -171,6 +174,7 @@ def _block(work: Work, examples: Sequence[Example]) -> dict[str, Any]:
         "kind": work.kind,
         "folder": work.folder,
         "model": work.model.model_dump(mode="json"),
+        "task": work.task.model_dump(mode="json"),
         "provenance": work.provenance,
         "examples": [asdict(example) for example in examples],
     }

@@ -6,6 +6,7 @@ Submitting it again skips what is complete and goes on where it stopped.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray_jobs.command import main
@@ -26,11 +27,10 @@ from rbft.video.pool import DecodePool
 
 
 def job(run: Run) -> None:
-    systems = run.config.evaluation.systems
     with PeakMemory() as memory:
         with run.timed("manifest"):
             say(f"run {run.config.name}: {len(run.cohort())} training and {len(held_out(run))} {run.config.evaluation.split} videos")
-        run_steps(run, list(systems))
+        run_steps([run])
     run.note("peak_rss_bytes", max(memory.peak_bytes, run.fact("peak_rss_bytes", 0)))
     with run.timed("report"):
         report = make_report(run)
@@ -42,33 +42,40 @@ def job(run: Run) -> None:
     print(f"\nreport:  {run.layout.report}\nsummary: {run.layout.summary}")
 
 
-def run_steps(run: Run, systems: list[str]) -> None:
-    """Generation, training and evaluation, in order; Ray is joined or started by the first that has anything to do."""
-    left = list(systems)
-    if "rb-ft" in systems:
-        with run.timed("generate"):
-            shares_engine = "zero-shot" in systems
-            generate(run, also=[prediction_work(run, "zero-shot", run.config.model, "vllm")] if shares_engine else [])
+def run_steps(runs: Sequence[Run]) -> None:
+    """Generation, training and evaluation, in order; Ray is joined or started by the first that has anything to do.
+
+    Several runs that differ in their data and task only share the engines and workers, whose start is most of a small run's time. The
+    first run's record gets the times.
+    """
+    main, evaluation = runs[0], runs[0].config.evaluation
+    systems = list(evaluation.systems)
+    if evaluation.needs_rationales:
+        # Zero-shot asks the same model: where vLLM scores, the engine that writes the rationales does both.
+        shares_engine = evaluation.engine == "vllm" and "zero-shot" in systems
+        with main.timed("generate"):
+            generate(runs, [prediction_work(run, "zero-shot", run.config.model, "vllm") for run in runs] if shares_engine else [])
             if shares_engine:
-                finish_predictions(run, "zero-shot", "vllm")
-                left.remove("zero-shot")
-    if left != ["zero-shot"]:
-        with run.timed("train"):
-            train(run)
-    with run.timed("evaluate"):
-        evaluate(run, left)
+                for run in runs:
+                    finish_predictions(run, "zero-shot", "vllm")
+                systems.remove("zero-shot")
+    if any(system != "zero-shot" for system in systems):
+        with main.timed("train"):
+            train(runs)
+    with main.timed("evaluate"):
+        evaluate(runs, systems)
 
 
 def make_report(run: Run) -> ReportData:
     """Write report.html; its data."""
     config = run.config
     predictions: dict[str, list[Prediction]] = {system: read_predictions(run, system) for system in config.evaluation.systems}
-    rationales = read_rationales(run) if "rb-ft" in config.evaluation.systems else []
+    rationales = read_rationales(run) if config.evaluation.needs_rationales else []
     sample_ids = choose_samples(predictions, count=config.evaluation.num_report_samples, seed=config.seed)
     by_id = {example.id: example for example in held_out(run)}
     main_system = MAIN_SYSTEM if MAIN_SYSTEM in predictions else list(predictions)[-1]
     samples = [by_id[id_] for id_ in sample_ids]
-    curves = read_curves(run.layout.root)
+    curves = read_curves(run.stage_folders())
     report = report_data(
         title=f"RB-FT: {config.name}",
         task=config.task,

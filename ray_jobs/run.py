@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from ray_jobs.progress import say
 from rbft import artifacts, storage
@@ -53,7 +53,7 @@ class Run:
         """The manifest's rows, with absolute locations and content hashes; made from the `data` section if it changed."""
         # Reading annotations is quick and says whether the manifest is still the one they make; hashing videos is not, and is kept.
         wanted = read_examples(self.config.data, self.config.task, self.config.seed)
-        validate_examples(wanted, self.config.task, require_labels=not self.config.training.unlabelled_in_rationale_stage)
+        validate_examples(wanted, self.config.task, require_labels=not self.config.evaluation.takes_unlabelled)
         if storage.exists(self.layout.manifest):
             kept = read_manifest(self.layout.manifest)
             if [replace(example, sha256=None) for example in kept] == [replace(example, sha256=None) for example in wanted]:
@@ -88,8 +88,8 @@ class Run:
         )
 
     def cohort(self) -> list[Example]:
-        """The training videos: labelled ones, and for stage 1 the unlabelled too if the configuration says so."""
-        unlabelled_too = self.config.training.unlabelled_in_rationale_stage
+        """The training videos: labelled ones, and the unlabelled too if a system learns from them."""
+        unlabelled_too = self.config.evaluation.takes_unlabelled
         return [example for example in self.split("train") if example.label is not None or unlabelled_too]
 
     def record_artifact(self, name: str, uri: str) -> None:
@@ -99,6 +99,11 @@ class Run:
 
     def artifact(self, name: str) -> str | None:
         return self._facts.get("artifacts", {}).get(name)
+
+    def stage_folders(self) -> dict[tuple[str, str], str]:
+        """(system, stage) -> where it is trained, of the systems the run has now."""
+        stages = ((system, stage) for system in self.config.evaluation.systems for stage in get_args(Stage))
+        return {(system, stage): folder for system, stage in stages if (folder := self.artifact(f"train/{system}/{stage}")) is not None}
 
     def trained_model(self, system: str, stage: Stage) -> ModelConfig | None:
         """The finished model of a stage, None if it is not there yet."""

@@ -1,10 +1,10 @@
 """The fine-tuning stages on Ray Train. `python ray_jobs/train.py --config …`
 
-    direct-sft-1    classify, one epoch                         the paper's Direct-SFT
-    direct-sft-2    classify, two epochs                        equal budget: RB-FT sees each video twice
-    rb-ft           rationale, then classify from M_inter       the paper's method
+    direct-sft-…    classify
+    rb-ft…          rationale, then classify from the model that stage 1 made (M_inter)
 
-All stages that are not finished yet run in one TorchTrainer, one after the other in the same workers.
+`rbft.systems` says what the names mean. A stage that two systems share is trained once. All stages that are not finished yet run in one
+TorchTrainer, one after the other in the same workers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,12 @@ from ray_jobs.progress import SAY_EVERY_S, say
 from ray_jobs.ray_runtime import ensure_ray, reason
 from ray_jobs.run import Run
 from rbft import artifacts, storage
-from rbft.data.samples import TrainingItem, classify_items, rationale_items
+from rbft.data.samples import TrainingItem, classify_items, human_rationales, label_subset, rationale_items, shuffled_rationales
 from rbft.errors import DataError, JobError
 from rbft.evaluation.tables import duration
 from rbft.layout import Stage
+from rbft.records import Example
+from rbft.systems import System, parse_systems
 from rbft.training.stage import StageSpec
 
 MAX_FAILURES = 2
@@ -36,8 +38,9 @@ MAX_FAILURES = 2
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage with its items."""
+    """One stage of one system of one run, with its items."""
 
+    run: Run
     system: str
     stage: Stage
     spec: StageSpec
@@ -45,27 +48,42 @@ class PlannedStage:
 
 
 def plan_stages(run: Run) -> list[PlannedStage]:
-    """The stages the run's systems need, in the order they must run. Raises `DataError` if the stages' cohorts differ."""
+    """The stages the run's systems need, each once, in the order they must run. Raises `DataError` if the stages' cohorts differ."""
     config, task = run.config, run.config.task
     cohort = run.cohort()
-    stages: list[PlannedStage] = []
-    if "rb-ft" in config.evaluation.systems:
-        rationales = {row.id: row.text for row in read_rationales(run) if row.text is not None}
+    own: dict[str, str] = {}
+    if config.evaluation.needs_rationales:
+        own = {row.id: row.text for row in read_rationales(run) if row.text is not None}
         # All systems learn from the same videos: those whose rationale could be written.
-        cohort = [example for example in cohort if example.id in rationales]
+        cohort = [example for example in cohort if example.id in own]
         _check_some(cohort, "has a rationale")
-        first = _stage(run, "rb-ft", "rationale", None, config.training.rationale_epochs, rationale_items(task, cohort, rationales))
-        second = _stage(run, "rb-ft", "classify", first, config.training.classify_epochs, classify_items(task, cohort))
-        labelled = {item.example.id for item in first.items if item.example.label is not None}
-        if labelled != {item.example.id for item in second.items}:
-            raise DataError("the two stages would see different labelled videos; this is a bug, report it")
-        stages += [first, second]
-    for system, times in (("direct-sft-1", 1), ("direct-sft-2", 2)):
-        if system in config.evaluation.systems:
-            items = classify_items(task, cohort)
-            _check_some(items, "has a label")
-            stages.append(_stage(run, system, "classify", None, times * config.training.classify_epochs, items))
-    return sorted(stages, key=lambda planned: planned.system)
+    stages: dict[str, PlannedStage] = {}
+    for system in parse_systems(config.evaluation.systems):
+        if not system.classify_times:
+            continue
+        labelled = [example for example in cohort if example.label is not None]
+        if system.num_labels is not None:
+            labelled = label_subset(cohort, system.num_labels, config.seed)
+        items = classify_items(task, labelled)
+        _check_some(items, "has a label")
+        start = None
+        if system.rationales is not None:
+            seen = cohort if system.unlabelled_too else labelled
+            texts = _rationale_texts(system, seen, own, config.seed)
+            first = rationale_items(task, seen, texts)
+            start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, first, stages)
+            if not {item.example.id for item in items} <= {item.example.id for item in start.items}:
+                raise DataError("stage 2 would see labelled videos that stage 1 did not; this is a bug, report it")
+        _stage(run, system.name, "classify", start, system.classify_times * config.training.classify_epochs, items, stages)
+    return list(stages.values())
+
+
+def _rationale_texts(system: System, examples: list[Example], own: dict[str, str], seed: int) -> dict[str, str]:
+    """Id -> what stage 1 of `system` learns to say about each of `examples`."""
+    if system.rationales == "human":
+        return human_rationales(examples)
+    texts = {example.id: own[example.id] for example in examples}
+    return shuffled_rationales(texts, seed) if system.rationales == "shuffled" else texts
 
 
 def _check_some(found: list[Any], what: str) -> None:
@@ -73,9 +91,18 @@ def _check_some(found: list[Any], what: str) -> None:
         raise DataError(f"no training video {what}; check the splits of the manifest and the errors of the generate step")
 
 
-def _stage(run: Run, system: str, stage: Stage, start: PlannedStage | None, epochs: int, items: list[TrainingItem]) -> PlannedStage:
+def _stage(
+    run: Run,
+    system: str,
+    stage: Stage,
+    start: PlannedStage | None,
+    epochs: int,
+    items: list[TrainingItem],
+    planned: dict[str, PlannedStage],
+) -> PlannedStage:
+    """The stage, added to `planned` by its fingerprint; the one that is there already if another system's is the same."""
     config = run.config
-    optimiser = config.training.rationale if stage == "rationale" else config.training.classify
+    optimiser = config.training.optimiser(system, stage)
     base = run.model_fingerprint if start is None else start.spec.fingerprint
     determines = {
         "kind": "stage",
@@ -95,6 +122,9 @@ def _stage(run: Run, system: str, stage: Stage, start: PlannedStage | None, epoc
         ],
     }
     fingerprint = artifacts.fingerprint(determines)
+    if fingerprint in planned:
+        run.record_artifact(f"train/{system}/{stage}", run.layout.train(planned[fingerprint].system, stage, fingerprint))
+        return planned[fingerprint]
     folder = run.layout.train(system, stage, fingerprint)
     run.record_artifact(f"train/{system}/{stage}", folder)
     model_path = config.model.path if start is None else f"{start.spec.folder}/final"
@@ -110,24 +140,42 @@ def _stage(run: Run, system: str, stage: Stage, start: PlannedStage | None, epoc
         epochs=epochs,
         seed=config.seed,
         max_bad_fraction=config.data.max_bad_fraction,
-        lineage={"run": config.name, "system": system, "stage": stage, "base": base, "seed": config.seed, "versions": run.fact("versions")},
+        lineage={
+            "run": config.name,
+            "system": system,
+            "stage": stage,
+            "base": base,
+            "seed": config.seed,
+            "epochs": epochs,
+            "optimiser": determines["optimiser"],
+            "num_items": len(items),
+            # Stages that see the same videos in the same order, or the same answers, have these in common.
+            "videos": artifacts.fingerprint([item.example.id for item in items]),
+            "answers": artifacts.fingerprint([item.answer for item in items]),
+            "versions": run.fact("versions"),
+        },
     )
-    return PlannedStage(system, stage, spec, items)
+    planned[fingerprint] = PlannedStage(run, system, stage, spec, items)
+    return planned[fingerprint]
 
 
-def train(run: Run) -> None:
-    """Every stage of the run's systems finished, each with its `final` model folder. Raises `JobError` if workers fail for good."""
-    stages = plan_stages(run)
+def train(runs: Sequence[Run]) -> None:
+    """Every stage of the runs' systems finished, each with its `final` model folder. Raises `JobError` if workers fail for good.
+
+    The runs must ask for the same workers: all their stages run in them, one after the other.
+    """
+    stages = [planned for run in runs for planned in plan_stages(run)]
     pending = [planned for planned in stages if not artifacts.is_complete(f"{planned.spec.folder}/final", planned.spec.fingerprint)]
     for planned in stages:
         if planned not in pending:
             say(f"train {planned.spec.name}: is there already ({planned.spec.folder}/final)")
     if not pending:
         return
-    training = run.config.training
-    say(f"train: starting {training.num_workers} DeepSpeed workers for {', '.join(planned.spec.name for planned in pending)}")
-    with _following(pending, run):
-        _fit(run, pending)
+    names = [planned.spec.name for planned in pending]
+    some = ", ".join(names) if len(names) < 7 else f"{len(names)} stages, {names[0]} to {names[-1]}"
+    say(f"train: starting {runs[0].config.training.num_workers} DeepSpeed workers for {some}")
+    with _following(pending):
+        _fit(runs[0], pending)
 
 
 def _fit(run: Run, stages: list[PlannedStage]) -> None:
@@ -169,10 +217,10 @@ def _work(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _following(stages: list[PlannedStage], run: Run) -> Iterator[None]:
+def _following(stages: list[PlannedStage]) -> Iterator[None]:
     """Say how far training is while the block runs, from the stages' own logs: they are on the disk that workers and driver share."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(stages, stop, run), daemon=True, name="rbft-follow")
+    thread = threading.Thread(target=_follow, args=(stages, stop), daemon=True, name="rbft-follow")
     thread.start()
     try:
         yield
@@ -181,8 +229,7 @@ def _following(stages: list[PlannedStage], run: Run) -> Iterator[None]:
         thread.join()
 
 
-def _follow(stages: list[PlannedStage], stop: threading.Event, run: Run) -> None:
-    wall_s: dict[str, float] = {}
+def _follow(stages: list[PlannedStage], stop: threading.Event) -> None:
     for planned in stages:
         log = Path(planned.spec.folder) / "log.jsonl"
         said_s, said_step = 0.0, 0
@@ -199,12 +246,11 @@ def _follow(stages: list[PlannedStage], stop: threading.Event, run: Run) -> None
                         f"{line['samples_per_s']:.1f} samples/s{left}"
                     )
                 if is_end:
-                    wall_s[planned.spec.name] = round(line["elapsed_s"], 2)
+                    planned.run.note("train_s", planned.run.fact("train_s", {}) | {planned.spec.name: round(line["elapsed_s"], 2)})
                     break
             if is_last_look:
                 break
             stop.wait(0.5)
-    run.note("train_s", {**run.fact("train_s", {}), **wall_s})
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
@@ -218,7 +264,7 @@ def _last_line(path: Path) -> dict[str, Any] | None:
 
 def job(run: Run) -> None:
     with run.timed("train"):
-        train(run)
+        train([run])
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
     config = read_run(arguments)
     examples = read_examples(config.data, config.task, config.seed)
-    with_unlabelled = config.training.unlabelled_in_rationale_stage
+    with_unlabelled = config.evaluation.takes_unlabelled
     report = validate_dataset(
         examples, config.task, require_labels=not with_unlabelled, hash_files=not arguments.quick, probe_videos=not arguments.quick
     )
@@ -188,7 +188,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
     config = read_run(arguments)
     examples = read_examples(config.data, config.task, config.seed)
-    validate_examples(examples, config.task, require_labels=not config.training.unlabelled_in_rationale_stage)
+    validate_examples(examples, config.task, require_labels=not config.evaluation.takes_unlabelled)
     examples = hash_videos(examples, ".")
     check_leaks(examples)
     write_manifest(examples, arguments.out)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rbft.errors import ConfigError
 from rbft.records import SPLITS, VideoSpec
+from rbft.systems import DEFAULT_SYSTEMS, FAMILIES, SystemName, parse_system, parse_systems
 from rbft.task import Task
 
 _DEEPSPEED_KEYS_WE_SET = (
@@ -31,8 +32,6 @@ _DEEPSPEED_KEYS_WE_SET = (
     *("data_types", "communication_data_type"),
 )
 """What `rbft.training.deepspeed_engine` sets, and the other names DeepSpeed has for the same."""
-
-SystemName = Literal["zero-shot", "direct-sft-1", "direct-sft-2", "rb-ft"]
 
 
 class _Section(BaseModel):
@@ -168,6 +167,13 @@ class OptimiserConfig(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
 
 
+class StageOptimisers(_Section):
+    """The optimisers of one system's stages; None is the one all systems share."""
+
+    rationale: OptimiserConfig | None = None
+    classify: OptimiserConfig | None = None
+
+
 class TrainingConfig(_Section):
     num_workers: int = Field(8, gt=0)
     global_batch_size: int = Field(16, gt=0)
@@ -179,11 +185,11 @@ class TrainingConfig(_Section):
     """Stage 2 (paper 4.1: one epoch). `direct-sft-2` trains twice this."""
     rationale: OptimiserConfig = OptimiserConfig()
     classify: OptimiserConfig = OptimiserConfig()
+    per_system: dict[str, StageOptimisers] = Field(default_factory=dict)
+    """System without "@N" -> its own optimisers, in place of the two above: for a comparison in which each system has its best rates."""
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
     """Paper 4.1."""
-    unlabelled_in_rationale_stage: bool = False
-    """Stage 1 also takes the train videos that have no label (readings, 10: beyond the paper)."""
     checkpoint_every_steps: int = Field(50, gt=0)
     deepspeed: dict[str, Any] = Field(default_factory=lambda: {"zero_optimization": {"stage": 2}})
     """Passed to DeepSpeed as it is. An `optimizer` or `scheduler` block is refused: DeepSpeed would drop the two learning rates."""
@@ -191,6 +197,11 @@ class TrainingConfig(_Section):
     """Per worker."""
     num_gpus: float = Field(1, ge=0)
     """Per worker; 0 trains on the CPU with gloo."""
+
+    def optimiser(self, system: str, stage: Literal["rationale", "classify"]) -> OptimiserConfig:
+        """What `stage` of `system` is trained with."""
+        own = self.per_system.get(parse_system(system).family, StageOptimisers())
+        return getattr(own, stage) or getattr(self, stage)
 
     @property
     def accumulation_steps(self) -> int:
@@ -209,6 +220,13 @@ class TrainingConfig(_Section):
                 f"global_batch_size {self.global_batch_size} does not divide by num_workers {self.num_workers} x micro_batch_size "
                 f"{self.micro_batch_size}; {_batch_choices(self.global_batch_size, self.num_workers, self.micro_batch_size)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _per_system_names_systems(self) -> TrainingConfig:
+        unknown = sorted(set(self.per_system) - set(FAMILIES))
+        if unknown:
+            raise ValueError(f"per_system.{unknown[0]}: no such system; there are {', '.join(FAMILIES)} (without @N)")
         return self
 
     @model_validator(mode="after")
@@ -235,7 +253,8 @@ class TrainingConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    systems: tuple[SystemName, ...] = Field(get_args(SystemName), min_length=1)
+    systems: tuple[SystemName, ...] = Field(DEFAULT_SYSTEMS, min_length=1)
+    """What is trained and compared; `rbft.systems` says what the names mean."""
     split: Literal["train", "validation", "test"] = "test"
     engine: Literal["vllm", "hf"] = "vllm"
     """What scores: vLLM, or plain transformers (quicker to start; the same numbers to 2e-3)."""
@@ -249,6 +268,16 @@ class EvaluationConfig(_Section):
         if len(set(self.systems)) != len(self.systems):
             raise ValueError(f"systems must be distinct; got {', '.join(self.systems)}")
         return self
+
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Whether a system learns from training videos without a label."""
+        return any(system.unlabelled_too for system in parse_systems(self.systems))
+
+    @property
+    def needs_rationales(self) -> bool:
+        """Whether a system learns from rationales that the base model writes."""
+        return any(system.rationales in ("own", "shuffled") for system in parse_systems(self.systems))
 
 
 class ServeConfig(_Section):

@@ -21,6 +21,7 @@ from rbft.data.source import read_examples
 from rbft.errors import RBFTError, VideoError
 from rbft.models.shape import ModelShape, read_model_shape
 from rbft.records import SPLITS, Example, VideoSpec
+from rbft.systems import parse_systems
 from rbft.task import Message
 from rbft.training.memory import SampleSize, TrainingMemory, training_memory
 from rbft.video.sampling import fit_size, sample_times
@@ -116,7 +117,7 @@ def build_plan(config: RunConfig) -> Plan:
     train = [example for example in examples or () if example.split == "train"]
     labelled = [example for example in train if example.label is not None]
     # Both stages learn from the same videos (readings, 10), unless the unlabelled are asked for too.
-    cohort = train if config.training.unlabelled_in_rationale_stage else labelled
+    cohort = train if config.evaluation.takes_unlabelled else labelled
 
     def count(chosen: Sequence[Example]) -> int | None:
         return None if examples is None else len(chosen)
@@ -127,15 +128,16 @@ def build_plan(config: RunConfig) -> Plan:
     engine, training = config.engine, config.training
     asked = [example for example in examples or () if example.split == config.evaluation.split and example.label is not None]
     steps: list[InferenceStep | TrainingStep] = []
-    if "rb-ft" in config.evaluation.systems:
-        steps += [
-            InferenceStep("generate rationales", count(cohort), 1, "vllm", engine.num_actors, engine.num_gpus, rationale),
-            _training("train rb-ft, stage 1 (rationales)", count(cohort), training.rationale_epochs, config, shape, rationale),
-            _training("train rb-ft, stage 2 (labels)", count(labelled), training.classify_epochs, config, shape, classify),
-        ]
-    for system, times in (("direct-sft-1", 1), ("direct-sft-2", 2)):
-        if system in config.evaluation.systems:
-            steps.append(_training(f"train {system} (labels)", count(labelled), times * training.classify_epochs, config, shape, classify))
+    if config.evaluation.needs_rationales:
+        steps.append(InferenceStep("generate rationales", count(cohort), 1, "vllm", engine.num_actors, engine.num_gpus, rationale))
+    for system in parse_systems(config.evaluation.systems):
+        told = count(labelled) if system.num_labels is None else system.num_labels
+        if system.rationales is not None:
+            seen = count(cohort) if system.unlabelled_too else told
+            steps.append(_training(f"train {system.name}, stage 1 (rationales)", seen, training.rationale_epochs, config, shape, rationale))
+        if system.classify_times:
+            name = f"train {system.name}{', stage 2' if system.rationales else ''} (labels)"
+            steps.append(_training(name, told, system.classify_times * training.classify_epochs, config, shape, classify))
     systems = config.evaluation.systems
     name = f"evaluate {', '.join(systems)}"
     steps.append(InferenceStep(name, count(asked), len(systems), config.evaluation.engine, engine.num_actors, engine.num_gpus, classify))

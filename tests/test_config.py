@@ -61,7 +61,7 @@ def test_the_defaults_are_the_papers(run_file: Path) -> None:
     assert (training.num_workers, training.micro_batch_size, training.accumulation_steps, training.global_batch_size) == (8, 2, 1, 16)
     assert (training.rationale_epochs, training.classify_epochs) == (1, 1)
     assert training.gradient_checkpointing
-    assert not training.unlabelled_in_rationale_stage
+    assert not config.evaluation.takes_unlabelled
     assert training.zero_stage == 2
     assert (config.video.fps, config.video.max_pixels, config.video.min_frames) == (1.0, 360 * 420, 4)
     assert (config.generation.temperature, config.generation.max_new_tokens) == (0.0, 512)

@@ -16,7 +16,7 @@ HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")
 # docs/architecture.md, "Imports point one way": a part imports parts of its own layer or of those before it.
 LAYERS = (
     ("api", "errors", "records", "seeds"),
-    ("task",),
+    ("systems", "task"),
     ("config",),
     ("artifacts", "layout", "storage", "model_folder"),
     ("rows", "video"),

@@ -88,7 +88,7 @@ def test_the_number_of_steps_is_the_one_that_training_takes(plan: Plan) -> None:
 
 
 def test_unlabelled_videos_join_generation_and_stage_1_only_where_asked_for(repository: Path, manifest: Path, tiny_model: Path) -> None:
-    plan = build_plan(config_of(repository, manifest, tiny_model, "training.unlabelled_in_rationale_stage=true"))
+    plan = build_plan(config_of(repository, manifest, tiny_model, "evaluation.systems=[rb-ft-unlabelled]"))
     assert isinstance(plan.steps[0], InferenceStep)
     assert plan.steps[0].num_videos == NUM_TRAIN + NUM_UNLABELLED
     assert step(plan, "stage 1").num_samples == NUM_TRAIN + NUM_UNLABELLED

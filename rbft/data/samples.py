@@ -17,6 +17,7 @@ import numpy as np
 
 from rbft.errors import DataError, VideoError
 from rbft.records import Clip, Example
+from rbft.seeds import derive_seed
 from rbft.task import Message, Task
 
 if TYPE_CHECKING:
@@ -42,6 +43,37 @@ def rationale_items(task: Task, examples: Iterable[Example], rationales: Mapping
         for example in examples
         if example.id in rationales
     ]
+
+
+def shuffled_rationales(rationales: Mapping[str, str], seed: int) -> dict[str, str]:
+    """Each video with the rationale of another one: a cycle through all of them in an order drawn by `seed`. The control of stage 1."""
+    ids = sorted(rationales, key=lambda id_: derive_seed(seed, "shuffled rationale", id_))
+    return {id_: rationales[other] for id_, other in zip(ids, [*ids[1:], *ids[:1]], strict=True)}
+
+
+def human_rationales(examples: Iterable[Example]) -> dict[str, str]:
+    """Id -> the manifest's human text; raises `DataError` for a video that has none."""
+    examples = list(examples)
+    without = [example.id for example in examples if not example.human_text]
+    if without:
+        raise DataError(
+            f"{len(without)} training videos have no human_text in the manifest, e.g. {without[0]}; add it, or leave rb-ft-human out"
+        )
+    return {example.id: str(example.human_text) for example in examples}
+
+
+def label_subset(examples: Sequence[Example], num_labels: int, seed: int) -> list[Example]:
+    """`num_labels` of the labelled `examples`, drawn by `seed`, in their order; a smaller subset is part of every larger one.
+
+    Raises `DataError` if there are not so many.
+    """
+    labelled = [example for example in examples if example.label is not None]
+    if num_labels > len(labelled):
+        raise DataError(
+            f"{num_labels} labels are asked for and {len(labelled)} training videos have one; ask for fewer in evaluation.systems"
+        )
+    chosen = {e.id for e in sorted(labelled, key=lambda example: derive_seed(seed, "label subset", example.id))[:num_labels]}
+    return [example for example in labelled if example.id in chosen]
 
 
 def classify_items(task: Task, examples: Iterable[Example]) -> list[TrainingItem]:

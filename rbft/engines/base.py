@@ -31,6 +31,16 @@ class Generated:
     """"stop" (the end token) or "length" (`max_new_tokens`)."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What evaluation asks for: how likely each label is, and what the model says by itself."""
+
+    logprobs: dict[str, float]
+    """As `Engine.score` gives them."""
+    generated: Generated
+    """As `Engine.generate` gives it, greedily."""
+
+
 class Engine(Protocol):
     """One loaded model. Methods are coroutines that may run concurrently; they raise `EngineError` for one request's failure and
     `EngineGoneError` when the engine is dead and its owner must exit."""
@@ -41,6 +51,10 @@ class Engine(Protocol):
 
     async def score(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str]) -> dict[str, float]:
         """Label -> log-likelihood (natural) of its tokens and the end token as the answer; unnormalised over labels."""
+        ...
+
+    async def answer(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str], max_new_tokens: int) -> Answer:
+        """`score` and greedy `generate` at once, which may cost less than one after the other."""
         ...
 
     async def check_health(self) -> None:

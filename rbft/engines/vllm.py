@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from rbft.config import EngineConfig, ModelConfig
-from rbft.engines.base import Generated, Sampling
+from rbft.engines.base import Answer, Generated, Sampling
 from rbft.engines.labels import label_tree, sum_over_tree
 from rbft.errors import EngineError, EngineGoneError
 from rbft.model_folder import require_model_folder
@@ -70,6 +70,11 @@ class VllmEngine:
         values = await asyncio.gather(*(self._read(clip, messages, node, tree[node]) for node in others))
         reads.update(zip(others, values, strict=True))
         return sum_over_tree(answers, reads)
+
+    async def answer(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str], max_new_tokens: int) -> Answer:
+        # One after the other: the text finds the video in the prefix cache.
+        logprobs = await self.score(clip, messages, labels)
+        return Answer(logprobs, await self.generate(clip, messages, Sampling(max_new_tokens)))
 
     async def check_health(self) -> None:
         try:

@@ -1,9 +1,10 @@
-"""Loss curves, from the `log.jsonl` that training leaves in `<run>/train/<system>/<stage>/`."""
+"""Loss curves, from the `log.jsonl` that training leaves beside its checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rbft import storage
@@ -44,8 +45,6 @@ def read_curve(uri: str, system: str, stage: str) -> LossCurve:
     return LossCurve(system=system, stage=stage, steps=steps, losses=tuple(loss_at[step] for step in steps))
 
 
-def read_curves(run_uri: str) -> list[LossCurve]:
-    """Every stage's loss curve of the run folder `run_uri`, sorted by system and stage; empty for a run that has trained nothing."""
-    tails = [str(info.path).split("/")[-4:] for info in storage.list_files(f"{run_uri}/train", recursive=True)]
-    stages = sorted((tail[1], tail[2]) for tail in tails if len(tail) == 4 and tail[0] == "train" and tail[3] == "log.jsonl")
-    return [read_curve(f"{run_uri}/train/{system}/{stage}/log.jsonl", system, stage) for system, stage in stages]
+def read_curves(folders: Mapping[tuple[str, str], str]) -> list[LossCurve]:
+    """The loss curve of each stage; `folders` maps (system, stage) to where it was trained."""
+    return [read_curve(f"{folder}/log.jsonl", system, stage) for (system, stage), folder in folders.items()]

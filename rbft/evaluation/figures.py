@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,6 +115,95 @@ def interval_plot(
         parts.append(f'<line class="whisker" x1="{left_end:.1f}" x2="{right_end:.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot" cx="{x(row.value):.1f}" cy="{y}" r="4"/>')
     return Markup("".join(parts) + "</svg>")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a line plot: values with their intervals at some of the plot's places."""
+
+    title: str
+    points: tuple[tuple[str, float, Interval], ...]
+    """(place on the horizontal axis, share, its 95 % interval)."""
+
+
+def line_plot(series: Sequence[Series], *, description: str, axis: str, width: int = 560, height: int = 300) -> Markup:
+    """Shares against named places (label counts, sizes), evenly apart, as SVG: a line and whiskers a series, its name at its last point.
+
+    The vertical axis is in per cent and ends at the nearest round numbers around all intervals.
+    """
+    left, right, top, bottom = 40, 190, 12, 36
+    places = list(dict.fromkeys(place for each in series for place, _, _ in each.points))
+    ends = [end for each in series for _, _, ci95 in each.points for end in ci95]
+    ticks = _ticks(100 * min(ends), 100 * max(ends), 5)
+    low, high = ticks[0], ticks[-1]
+
+    def x(place: str, shift: float = 0.0) -> float:
+        return left + 14 + places.index(place) / max(1, len(places) - 1) * (width - left - right - 28) + shift
+
+    def y(share: float) -> float:
+        return top + (1 - (100 * share - low) / (high - low)) * (height - top - bottom)
+
+    parts = [_open(width, height, description)]
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick / 100):.1f}" y2="{y(tick / 100):.1f}"/>')
+        parts.append(f'<text x="{left - 7}" y="{y(tick / 100) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    parts += [f'<text x="{x(place):.1f}" y="{height - bottom + 18}" text-anchor="middle">{escape(place)}</text>' for place in places]
+    parts.append(f'<text class="axis" x="{width - right}" y="{height - 3}" text-anchor="end">{escape(axis)}</text>')
+    names = _apart([y(each.points[-1][1]) for each in series], 15)
+    for index, each in enumerate(series):
+        shift = 4 * (index - (len(series) - 1) / 2)  # whiskers at one place must not hide each other
+        middle = [(x(place, shift), y(value), y(ci95[0]), y(ci95[1])) for place, value, ci95 in each.points]
+        parts.append(f'<g class="series series-{index}">')
+        parts += [
+            f'<line class="whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{low_y:.1f}" y2="{high_y:.1f}"/>' for at, _, low_y, high_y in middle
+        ]
+        parts.append(f'<polyline points="{" ".join(f"{at:.1f},{value:.1f}" for at, value, _, _ in middle)}"/>')
+        parts += [f'<circle class="dot" cx="{at:.1f}" cy="{value:.1f}" r="3.5"/>' for at, value, _, _ in middle]
+        parts.append(f'<text class="name" x="{width - right + 8}" y="{names[index] + 4:.1f}">{escape(each.title)}</text></g>')
+    return Markup("".join(parts) + "</svg>")
+
+
+def beside(plots: Sequence[tuple[str, Markup]], *, gap: int = 24) -> Markup:
+    """Plots of this module side by side in one SVG, each under its title."""
+    sizes = [re.search(r'width="(\d+)" height="(\d+)"', plot) for _, plot in plots]
+    widths, heights = ([int(size[group]) if size else 0 for size in sizes] for group in (1, 2))
+    title_height = 22
+    parts = [_open(sum(widths) + gap * (len(plots) - 1), max(heights) + title_height, "; ".join(title for title, _ in plots))]
+    left = 0
+    for (title, plot), width in zip(plots, widths, strict=True):
+        parts.append(f'<text class="name" x="{left + 8}" y="14">{escape(title)}</text>')
+        parts.append(f'<svg x="{left}" y="{title_height}"{plot[len("<svg") :]}')
+        left += width + gap
+    return Markup("".join(parts) + "</svg>")
+
+
+_STANDALONE_STYLE = """
+svg { --ink: #22262b; --soft: #5d646d; --line: #e3e0da; --s0: #2f6690; --s1: #a8492f; --s2: #3c7350; --s3: #8a6d1f; background: #fcfbf9; }
+@media (prefers-color-scheme: dark) {
+  svg { --ink: #e3e5e8; --soft: #9aa2ac; --line: #31373f; --s0: #7fb2d9; --s1: #e59377; --s2: #86c29b; --s3: #d9bf6b; background: #15181c; }
+}
+text { font: 11px system-ui, sans-serif; fill: var(--soft); } .name { fill: var(--ink); } .grid { stroke: var(--line); }
+polyline { fill: none; stroke: var(--s0); stroke-width: 1.5; } polyline.raw { opacity: .35; } polyline.mean { stroke-width: 2; }
+.whisker { stroke: var(--s0); stroke-width: 2; opacity: .45; } .dot { fill: var(--s0); }
+.series-1 :is(polyline, .whisker) { stroke: var(--s1); } .series-1 .dot { fill: var(--s1); }
+.series-2 :is(polyline, .whisker) { stroke: var(--s2); } .series-2 .dot { fill: var(--s2); }
+.series-3 :is(polyline, .whisker) { stroke: var(--s3); } .series-3 .dot { fill: var(--s3); }
+"""
+
+
+def standalone(plot: Markup) -> str:
+    """A plot of this module as the text of an SVG file, with its own colours, light and dark."""
+    opening, rest = str(plot).split(">", 1)
+    return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{_STANDALONE_STYLE}</style>{rest}\n'
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights moved down where needed, so that any two are at least `gap` apart; order kept."""
+    placed = list(heights)
+    order = sorted(range(len(placed)), key=lambda index: placed[index])
+    for before, after in itertools.pairwise(order):
+        placed[after] = max(placed[after], placed[before] + gap)
+    return placed
 
 
 def _open(width: int, height: int, description: str) -> str:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from markupsafe import Markup
+
 from rbft.evaluation.compare import Comparison, compare_predictions
 from rbft.evaluation.curves import LossCurve
 from rbft.evaluation.metrics import Metrics, evaluate_predictions
@@ -57,6 +59,14 @@ class RationaleStatistics:
 
 
 @dataclass(frozen=True)
+class ReportSection:
+    """A section of a report that its caller brings, before the run's own."""
+
+    title: str
+    html: Markup
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything a report says."""
 
@@ -74,6 +84,7 @@ class ReportData:
     versions: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     """What made this run: configuration fingerprint, seed, command, commit."""
+    sections: tuple[ReportSection, ...] = ()
 
 
 def report_data(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from rbft.engines.base import Engine, Sampling
+from rbft.engines.base import Engine
 from rbft.engines.labels import probabilities
 from rbft.errors import EngineGoneError, RBFTError
 from rbft.records import Example, Prediction, VideoSpec
@@ -32,19 +32,18 @@ class Scorer:
             messages = self._task.question_messages(example.context)
             try:
                 clip = await self._pool.decode_async(example.uri, self._spec, example.start_s, example.end_s)
-                logprobs = await self._engine.score(clip, messages, self._task.labels)
-                generated = await self._engine.generate(clip, messages, Sampling(self._max_new_tokens))
+                answer = await self._engine.answer(clip, messages, self._task.labels, self._max_new_tokens)
             except EngineGoneError:
                 raise
             except RBFTError as error:
                 return Prediction(example.id, example.label, None, error_code=error.code, error_message=str(error))
-        shares = probabilities(logprobs)
+        shares = probabilities(answer.logprobs)
         return Prediction(
             id=example.id,
             label=example.label,
             predicted=max(shares, key=lambda label: shares[label]),
             probabilities=shares,
-            logprobs=logprobs,
-            generated=generated.text,
-            generated_label=self._task.parse_label(generated.text),
+            logprobs=answer.logprobs,
+            generated=answer.generated.text,
+            generated_label=self._task.parse_label(answer.generated.text),
         )

@@ -13,13 +13,18 @@ SYSTEM_TITLES = {
     "direct-sft-1": "Direct-SFT (1 epoch)",
     "direct-sft-2": "Direct-SFT (2 epochs)",
     "rb-ft": "RB-FT",
+    "rb-ft-shuffled": "RB-FT, shuffled rationales",
+    "rb-ft-human": "RB-FT, human rationales",
+    "rb-ft-unlabelled": "RB-FT, unlabelled videos too",
 }
 METRIC_TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
 
 
 def system_title(system: str) -> str:
     """How a system is called in print; its own name where it has no title."""
-    return SYSTEM_TITLES.get(system, system)
+    family, _, num_labels = system.partition("@")
+    title = SYSTEM_TITLES.get(family, family)
+    return f"{title}, {num_labels} labels" if num_labels else title
 
 
 def percent(share: float) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -66,6 +66,8 @@ class ChatAdapter:
         self.spec = spec
         self.video_token_id: int = self.processor.video_token_id
         self.end_token_id: int = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        pad_token_id: int | None = self.tokenizer.pad_token_id
+        self.pad_token_id: int = self.end_token_id if pad_token_id is None else pad_token_id
         self.temporal_patch_size: int = self.processor.video_processor.temporal_patch_size
 
     @property
@@ -132,16 +134,20 @@ class ChatAdapter:
             second_per_grid_ts=self.second_per_grid_ts(clip),
         )
 
-    def collate(self, samples: Sequence[EncodedSample]) -> dict[str, torch.Tensor]:
-        """Model keyword arguments for a batch of B samples, padded on the right to the longest, and `labels` [B, L]."""
-        pad = torch.nn.utils.rnn.pad_sequence
-        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_token_id
-        lengths = torch.tensor([len(sample.input_ids_L) for sample in samples])
+    def collate(self, samples: Sequence[EncodedSample], padding_side: Literal["left", "right"] = "right") -> dict[str, torch.Tensor]:
+        """Model keyword arguments for a batch of B samples, padded to the longest, and `labels` [B, L].
+
+        Padded on the right for training, on the left for generation, which goes on where all rows end.
+        """
+
+        def pad(rows: list[torch.Tensor], value: int = 0) -> torch.Tensor:
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=padding_side)
+
         batch = {
-            "input_ids": pad([sample.input_ids_L for sample in samples], batch_first=True, padding_value=pad_id),
-            "attention_mask": (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long(),
-            "mm_token_type_ids": pad([sample.mm_token_type_ids_L for sample in samples], batch_first=True),
-            "labels": pad([sample.labels_L for sample in samples], batch_first=True, padding_value=IGNORE_INDEX),
+            "input_ids": pad([sample.input_ids_L for sample in samples], self.pad_token_id),
+            "attention_mask": pad([torch.ones_like(sample.input_ids_L) for sample in samples]),
+            "mm_token_type_ids": pad([sample.mm_token_type_ids_L for sample in samples]),
+            "labels": pad([sample.labels_L for sample in samples], IGNORE_INDEX),
             "pixel_values_videos": torch.cat([sample.pixel_values_PD for sample in samples]),
             "video_grid_thw": torch.stack([sample.grid_thw for sample in samples]),
         }

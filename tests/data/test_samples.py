@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from rbft.data.samples import SampleEncoder, TrainingItem, classify_items, rationale_items
+from rbft.data.samples import (
+    SampleEncoder,
+    TrainingItem,
+    classify_items,
+    human_rationales,
+    label_subset,
+    rationale_items,
+    shuffled_rationales,
+)
 from rbft.errors import DataError, VideoMissingError
 from rbft.models.chat import IGNORE_INDEX, ChatAdapter
 from rbft.records import Example
@@ -55,6 +63,32 @@ def test_stage_2_asks_for_the_label_and_leaves_unlabelled_videos_out(examples: l
 def test_a_label_the_task_does_not_have_is_refused_with_its_video() -> None:
     with pytest.raises(DataError, match=r"video x: label 'odd' is not one of \['normal', 'abnormal'\]"):
         classify_items(TASK, [Example("x", "x.mp4", label="odd")])
+
+
+def test_shuffled_rationales_are_the_same_texts_each_with_another_video() -> None:
+    texts = {f"v{i}": f"text {i}" for i in range(50)}
+    shuffled = shuffled_rationales(texts, seed=3)
+    assert sorted(shuffled.values()) == sorted(texts.values()) and shuffled.keys() == texts.keys()
+    assert all(shuffled[id_] != texts[id_] for id_ in texts)
+    assert shuffled == shuffled_rationales(dict(reversed(texts.items())), seed=3) != shuffled_rationales(texts, seed=4)
+
+
+def test_human_rationales_are_the_manifests_and_a_missing_one_is_named() -> None:
+    written = Example("a", "a.mp4", human_text="A dog.")
+    assert human_rationales([written]) == {"a": "A dog."}
+    with pytest.raises(DataError, match=r"1 training videos have no human_text .*, e.g. b"):
+        human_rationales([written, Example("b", "b.mp4")])
+
+
+def test_a_label_subset_is_drawn_by_seed_keeps_the_order_and_lies_in_every_larger_one() -> None:
+    examples = [Example(f"v{i}", "v.mp4", label="normal" if i % 5 else None) for i in range(100)]
+    subsets = [[example.id for example in label_subset(examples, count, seed=1)] for count in (8, 32, 80)]
+    assert [len(subset) for subset in subsets] == [8, 32, 80]
+    assert set(subsets[0]) < set(subsets[1]) < set(subsets[2]) == {example.id for example in examples if example.label}
+    assert all(subset == sorted(subset, key=lambda id_: int(id_[1:])) for subset in subsets)
+    assert {example.id for example in label_subset(examples, 8, seed=2)} != set(subsets[0])
+    with pytest.raises(DataError, match="asks for 81 labels and 80 training videos have one"):
+        label_subset(examples, 81, seed=1)
 
 
 @pytest.mark.parametrize("stage", ["rationale", "classify"])

@@ -23,17 +23,11 @@ def _line(step: int, loss: float | None) -> str:
 
 
 def test_a_run_gives_a_curve_for_each_system_and_stage(tmp_path: Path) -> None:
-    _log(tmp_path / "train" / "rb-ft" / "stage-2", [_line(1, 0.5)])
-    _log(tmp_path / "train" / "rb-ft" / "stage-1", [_line(1, 2.5), _line(2, 2.25)])
-    _log(tmp_path / "train" / "direct-sft-1" / "stage-2", [_line(1, 0.75)])
-    _log(tmp_path / "train" / "rb-ft" / "stage-1" / "checkpoints" / "deeper", [_line(1, 9.0)])
-    curves = read_curves(str(tmp_path))
-    assert [(curve.system, curve.stage) for curve in curves] == [("direct-sft-1", "stage-2"), ("rb-ft", "stage-1"), ("rb-ft", "stage-2")]
-    assert (curves[1].steps, curves[1].losses) == ((1, 2), (2.5, 2.25))
-
-
-def test_a_run_that_trained_nothing_has_no_curves(tmp_path: Path) -> None:
-    assert read_curves(str(tmp_path)) == []
+    _log(tmp_path / "a", [_line(1, 2.5), _line(2, 2.25)])
+    _log(tmp_path / "b", [_line(1, 0.5)])
+    first, second = read_curves({("rb-ft", "rationale"): f"{tmp_path}/a", ("rb-ft", "classify"): f"{tmp_path}/b"})
+    assert (first.system, first.stage, first.steps, first.losses) == ("rb-ft", "rationale", (1, 2), (2.5, 2.25))
+    assert (second.stage, second.losses) == ("classify", (0.5,))
 
 
 def test_a_step_that_was_logged_again_after_a_resume_counts_once_with_its_last_loss(tmp_path: Path) -> None:

@@ -88,6 +88,48 @@ def test_two_direct_systems_differ_in_epochs_alone(open_run: OpenRun) -> None:
     assert one.spec.optimiser == two.spec.optimiser and one.spec.seed == two.spec.seed
 
 
+def test_what_two_systems_share_is_trained_once(open_run: OpenRun) -> None:
+    run = open_run('evaluation.systems=["rb-ft","rb-ft-unlabelled","rb-ft-unlabelled@4","rb-ft@4","direct-sft-1@4"]')
+    write_rationales(run, num_bad=0)
+    generate([run])
+    stages = {planned.spec.name: planned for planned in plan_stages(run)}
+    assert list(stages) == [
+        *("rb-ft/rationale", "rb-ft/classify", "rb-ft-unlabelled@4/classify"),
+        *("rb-ft@4/rationale", "rb-ft@4/classify", "direct-sft-1@4/classify"),
+    ]
+    folders = run.stage_folders()
+    assert folders["rb-ft-unlabelled", "classify"] == folders["rb-ft", "classify"]
+    assert folders["rb-ft-unlabelled@4", "rationale"] == folders["rb-ft", "rationale"]
+    told = ("rb-ft@4/rationale", "rb-ft@4/classify", "direct-sft-1@4/classify")
+    four = [[item.example.id for item in stages[name].items] for name in told]
+    assert len(four[0]) == 4 and four[0] == four[1] == four[2]
+
+
+def test_the_controls_differ_from_rb_ft_in_what_stage_1_learns_to_say_and_in_nothing_else(open_run: OpenRun) -> None:
+    run = open_run('evaluation.systems=["rb-ft","rb-ft-shuffled","rb-ft-human"]')
+    write_rationales(run, num_bad=0)
+    generate([run])
+    stages = {planned.spec.name: planned for planned in plan_stages(run)}
+    own = stages["rb-ft/rationale"]
+    for control in ("rb-ft-shuffled", "rb-ft-human"):
+        other = stages[f"{control}/rationale"]
+        assert [(item.example, item.messages) for item in other.items] == [(item.example, item.messages) for item in own.items]
+        assert all(mine.answer != theirs.answer for mine, theirs in zip(own.items, other.items, strict=True))
+        assert (other.spec.seed, other.spec.epochs, other.spec.optimiser) == (own.spec.seed, own.spec.epochs, own.spec.optimiser)
+        assert other.spec.lineage["videos"] == own.spec.lineage["videos"] and other.spec.lineage["answers"] != own.spec.lineage["answers"]
+        assert stages[f"{control}/classify"].items == stages["rb-ft/classify"].items
+    assert {item.answer for item in stages["rb-ft-human/rationale"].items} == {example.human_text for example in run.cohort()}
+
+
+def test_a_system_may_have_rates_of_its_own(open_run: OpenRun) -> None:
+    run = open_run(
+        'evaluation.systems=["direct-sft-1","direct-sft-2","direct-sft-2@4"]',
+        "training.per_system={direct-sft-2: {classify: {lr_language: 0.5, lr_vision: 0.1}}}",
+    )
+    rates = {planned.system: planned.spec.optimiser.lr_language for planned in plan_stages(run)}
+    assert rates == {"direct-sft-1": run.config.training.classify.lr_language, "direct-sft-2": 0.5, "direct-sft-2@4": 0.5}
+
+
 def test_a_run_remembers_its_times_and_artifacts_when_it_is_opened_again(open_run: OpenRun) -> None:
     run = open_run()
     with run.timed("generate"):
@@ -160,13 +202,13 @@ def test_too_many_bad_videos_fail_the_job_each_time_it_is_submitted(open_run: Op
     write_rationales(run, num_bad=2)
     for _ in range(2):
         with pytest.raises(JobError, match=r"2 of 8 videos"):
-            generate(run)
+            generate([run])
 
 
 def test_videos_without_a_rationale_are_in_neither_stage_and_in_no_system(open_run: OpenRun) -> None:
     run = open_run("data.max_bad_fraction=0.3")
     write_rationales(run, num_bad=2)
-    generate(run)
+    generate([run])
     cohorts = [{item.example.id for item in planned.items} for planned in plan_stages(run)]
     assert cohorts == [{example.id for example in run.cohort()[2:]}] * 4
 
@@ -175,8 +217,8 @@ def test_stage_one_takes_videos_without_labels_if_asked(open_run: OpenRun, world
     clips = sorted((world.parent / "clips").glob("*.mp4"))
     labels = ("normal", "abnormal", "normal", "abnormal", "")
     path = annotations(tmp_path, *(f"v{i},{clip},{label},train" for i, (clip, label) in enumerate(zip(clips, labels, strict=False))))
-    run = open_run("data.manifest=null", f"data.annotations={path}", "training.unlabelled_in_rationale_stage=true")
+    run = open_run("data.manifest=null", f"data.annotations={path}", "evaluation.systems=[rb-ft-unlabelled]")
     write_rationales(run, num_bad=0)
-    generate(run)
+    generate([run])
     sizes = {planned.spec.name: len(planned.items) for planned in plan_stages(run)}
-    assert sizes["rb-ft/rationale"] == 5 and sizes["rb-ft/classify"] == 4
+    assert sizes["rb-ft-unlabelled/rationale"] == 5 and sizes["rb-ft-unlabelled/classify"] == 4

@@ -1,0 +1,248 @@
+"""The results of an experiment as files: evidence.json (every number), evidence.md with its figures, and a section of report.html."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from miniature.analysis import BASE, SlotScores, World, disagreements, label_curve, slot_scores
+from miniature.protocol import Protocol
+from miniature.slots import SLOT_NAMES
+from ray_jobs.run import Run
+from rbft.evaluation.curves import read_curve
+from rbft.evaluation.figures import Series, beside, line_plot, loss_plot, standalone
+from rbft.evaluation.report import write_report
+from rbft.evaluation.report_data import ReportData, ReportSection
+from rbft.evaluation.study import Estimate, Study, make_study
+from rbft.evaluation.tables import duration, interval, points, system_title
+
+METRIC = "balanced_accuracy"
+
+
+def write_results(protocol: Protocol, folder: Path, runs: Sequence[Run], worlds: Sequence[World], report: ReportData) -> None:
+    """Write evidence.json, evidence.md, label-curve.svg, losses.svg and report.html to `folder`; print the verdict.
+
+    `runs` and `worlds` end with the titled world; `report` is the first world's, which the section is put before.
+    """
+    *plain, titled = worlds
+    labels = runs[0].config.task.labels
+    study = make_study([world.predictions for world in plain], labels)
+    titled_study = make_study([titled.predictions], runs[-1].config.task.labels)
+    figures = {"label-curve": _curve_figure(protocol, study), "losses": _loss_figure(runs[:-1])}
+    context = _context(protocol, runs, plain, titled, study, titled_study)
+    for name, svg in figures.items():
+        (folder / f"{name}.svg").write_text(standalone(svg))
+    (folder / "evidence.json").write_text(json.dumps(_numbers(protocol, study, titled_study, plain), indent=2) + "\n")
+    page = _render(context, lambda name: f"![{name}]({name}.svg)")
+    (folder / "evidence.md").write_text(f"# Does RB-FT beat Direct-SFT? The miniature world’s answer\n\n{page}")
+    section = ReportSection("Does RB-FT beat Direct-SFT? Miniature world", _html(_render(context, lambda name: f"FIGURE-{name}"), figures))
+    write_report(dataclasses.replace(report, sections=(section,)), str(folder / "report.html"))
+    print(f"\n{context['verdict']}\n\nevidence: {folder}/evidence.md\nreport:   {folder}/report.html")
+
+
+def verdict(protocol: Protocol, study: Study) -> str:
+    """The first sentence: what came out, whatever it is."""
+    headline = protocol.headline
+    difference = study.difference(headline.system, headline.baseline, headline.metric)
+    names = f"{system_title(headline.system)} − {system_title(headline.baseline)}"
+    said = f"{names}: {_points(difference)} points of {headline.metric.replace('_', ' ')}."
+    if not difference.excludes_zero:
+        return f"No effect shown. {said}"
+    return f"RB-FT is {'better' if difference.value > 0 else 'worse'}. {said}"
+
+
+def _render(context: dict[str, Any], figure: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("miniature", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # Markdown; every text in it is ours
+    )
+    return environment.get_template("evidence.md.j2").render(context, figure=figure)
+
+
+def _html(markdown: str, figures: dict[str, Markup]) -> Markup:
+    from markdown_it import MarkdownIt
+
+    html = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    for name, svg in figures.items():
+        html = html.replace(f"<p>FIGURE-{name}</p>", f"<figure>{svg}</figure>")
+    return Markup(html)  # made above from our own template, with HTML in the text escaped
+
+
+def _context(
+    protocol: Protocol, runs: Sequence[Run], plain: Sequence[World], titled: World, study: Study, titled_study: Study
+) -> dict[str, Any]:
+    config = runs[0].config
+    headline, counts = protocol.headline, [*protocol.label_counts, protocol.sizes["train"]]
+    curves = label_curve(study, protocol.curve_systems, protocol.label_counts, protocol.sizes["train"], METRIC)
+    slots = [slot_scores(plain, writer) for writer in plain[0].rationales]
+    title_labels = runs[-1].config.task.labels
+    return {
+        "verdict": verdict(protocol, study),
+        "protocol": protocol,
+        "num_worlds": study.num_repetitions,
+        "sizes": protocol.sizes,
+        "miniature_readme": "../miniature/README.md",
+        "labels": config.task.labels,
+        "systems": [_system_row(study, system) for system in protocol.systems],
+        "questions": [_question(study, *question) for question in _questions(protocol)],
+        "readings": _readings(protocol, study, slots),
+        "counts": counts,
+        "curve": [{"title": system_title(system), "cells": [_share(curve[count]) for count in counts]} for system, curve in curves.items()],
+        "slots": [_slot_row(scores) for scores in slots],
+        "slot_clips": slots[0].num_clips // len(plain),
+        "system": system_title(headline.system),
+        "baseline": system_title(headline.baseline),
+        "disagreements": [
+            {
+                "aspect": row.aspect,
+                "value": row.value,
+                "num_clips": row.num_clips,
+                "only_system": row.only_system,
+                "only_baseline": row.only_baseline,
+                "net": points((row.only_system - row.only_baseline) / row.num_clips),
+            }
+            for row in disagreements(plain, headline.system, headline.baseline)
+        ],
+        "titled": {
+            "seed": titled.seed,
+            "labels": title_labels,
+            "shares": _class_shares(titled, title_labels),
+            "systems": [_system_row(titled_study, system) for system in protocol.systems],
+            "difference": _difference_sentence(titled_study, headline.system, headline.baseline, "macro_f1"),
+        },
+        "machine": f"{os.cpu_count()} CPU cores",
+        "wall": ", ".join(f"{step} {duration(seconds)}" for step, seconds in runs[0].fact("wall_s", {}).items()),
+        "workers": config.training.num_workers,
+        "epochs": config.training.rationale_epochs,
+        "batch": config.training.global_batch_size,
+        "num_models": len(plain) * (len(protocol.all_systems) - 1) + len(protocol.systems) - 1,
+        "rates": ", ".join(f"{system} {rate:g}" for system, rate in protocol.rates.items()),
+        "versions": ", ".join(f"{package} {version}" for package, version in runs[0].fact("versions").items()),
+    }
+
+
+def _questions(protocol: Protocol) -> list[tuple[str, str, str]]:
+    headline = protocol.headline
+    return [
+        ("the headline", headline.system, headline.baseline),
+        ("against one epoch, as the paper compares", "rb-ft", "direct-sft-1"),
+        ("do the rationales say anything? (or only format and compute)", "rb-ft", "rb-ft-shuffled"),
+        ("how much could true captions bring?", "rb-ft-human", "direct-sft-2"),
+        ("do wrong captions harm?", "rb-ft-shuffled", "direct-sft-1"),
+        ("does a second epoch of labels help?", "direct-sft-2", "direct-sft-1"),
+    ]
+
+
+def _question(study: Study, question: str, system: str, baseline: str) -> dict[str, str]:
+    difference = study.difference(system, baseline, METRIC)
+    return {
+        "question": question,
+        "difference": f"{system_title(system)} − {system_title(baseline)}",
+        "points": _points(difference),
+        "worlds": ", ".join(points(value) for value in difference.repetitions),
+    }
+
+
+def _readings(protocol: Protocol, study: Study, slots: Sequence[SlotScores]) -> list[str]:
+    """What follows from the controls, in words that the numbers choose."""
+
+    def relation(system: str, baseline: str) -> str:
+        difference = study.difference(system, baseline, METRIC)
+        if not difference.excludes_zero:
+            return "cannot be told apart from"
+        return "is above" if difference.value > 0 else "is below"
+
+    right = {scores.writer: _percent(scores.right["overall"]) for scores in slots}
+    return [
+        f"RB-FT {relation('rb-ft', 'rb-ft-shuffled')} RB-FT with shuffled rationales: what its own rationales say, beyond form and steps.",
+        f"Slots named rightly on test clips: {right[BASE]} % by the base, {right['rb-ft']} % after stage 1 on its own rationales, "
+        f"{right['rb-ft-human']} % on true captions, {right['rb-ft-shuffled']} % on shuffled ones.",
+        f"RB-FT on true captions {relation('rb-ft-human', 'direct-sft-2')} two epochs of labels: what a perfect stage 1 leaves to gain.",
+    ]
+
+
+def _difference_sentence(study: Study, system: str, baseline: str, metric: str) -> str:
+    difference = study.difference(system, baseline, metric)
+    return f"{system_title(system)} − {system_title(baseline)}: {_points(difference)} points of {metric.replace('_', '-')} (one world)."
+
+
+def _system_row(study: Study, system: str) -> dict[str, str]:
+    return {"title": system_title(system)} | {metric: _share(study.estimate(system, metric)) for metric in study.metrics}
+
+
+def _slot_row(scores: SlotScores) -> dict[str, Any]:
+    title = "base model" if scores.writer == BASE else f"{system_title(scores.writer)}, after stage 1"
+    shares = [*(scores.right[name] for name in SLOT_NAMES), scores.right["overall"], scores.ended, scores.complete]
+    return {"title": title, "cells": [_percent(share) for share in shares]}
+
+
+def _class_shares(world: World, labels: Sequence[str]) -> str:
+    rows = next(iter(world.predictions.values()))
+    counts = Counter(row.label for row in rows)
+    return ", ".join(f"{label} {100 * counts[label] / len(rows):.0f} %" for label in labels)
+
+
+def _curve_figure(protocol: Protocol, study: Study) -> Markup:
+    curves = label_curve(study, protocol.curve_systems, protocol.label_counts, protocol.sizes["train"], METRIC)
+    series = [
+        Series(system_title(system), tuple((str(count), e.value, e.ci95) for count, e in curve.items())) for system, curve in curves.items()
+    ]
+    description = "miniature world: balanced accuracy by number of labels, per cent, with 95 % intervals"
+    return line_plot(series, description=description, axis="labels")
+
+
+def _loss_figure(runs: Sequence[Run]) -> Markup:
+    plots = []
+    for system, stage in (("direct-sft-2", "classify"), ("rb-ft", "rationale"), ("rb-ft", "classify")):
+        curves = [read_curve(f"{run.stage_folders()[system, stage]}/log.jsonl", system, stage) for run in runs]
+        curve = dataclasses.replace(curves[0], losses=tuple(np.mean([curve.losses for curve in curves], axis=0)))
+        plots.append((f"{system_title(system)}, {'stage 1' if stage == 'rationale' else 'labels'}", loss_plot(curve)))
+    return beside(plots)
+
+
+def _numbers(protocol: Protocol, study: Study, titled_study: Study, plain: Sequence[World]) -> dict[str, Any]:
+    def all_of(found: Study) -> dict[str, Any]:
+        return {
+            system: {metric: dataclasses.asdict(found.estimate(system, metric)) for metric in found.metrics} for system in found.systems
+        }
+
+    return {
+        "protocol": protocol.model_dump(mode="json"),
+        "verdict": verdict(protocol, study),
+        "differences": {
+            f"{system} - {baseline}": dataclasses.asdict(study.difference(system, baseline, METRIC))
+            for _, system, baseline in _questions(protocol)
+        },
+        "systems": all_of(study),
+        "titled_systems": all_of(titled_study),
+        "slots": [dataclasses.asdict(slot_scores(plain, writer)) for writer in plain[0].rationales],
+        "disagreements": [dataclasses.asdict(row) for row in disagreements(plain, protocol.headline.system, protocol.headline.baseline)],
+    }
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{_percent(estimate.value)} {_short(estimate.ci95)}"
+
+
+def _points(difference: Estimate) -> str:
+    return f"{points(difference.value)} {interval(difference.ci95)}"
+
+
+def _short(ends: tuple[float, float]) -> str:
+    return f"[{_percent(ends[0])}, {_percent(ends[1])}]"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

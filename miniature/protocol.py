@@ -1,0 +1,116 @@
+"""The frozen experiment: which worlds, systems and rates. `protocol.yaml` is the protocol; this reads it and makes runs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from miniature.world import sample_world
+from miniature.write import write_world
+from rbft.config import load_config
+from rbft.evaluation.metrics import METRICS
+from rbft.systems import SystemName
+
+if TYPE_CHECKING:
+    from ray_jobs.run import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOCOL_FILE = Path(__file__).resolve().parent / "protocol.yaml"
+VISION_SHARE = 0.2
+"""The vision tower's rate in that of the language model (paper 4.1)."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Headline(_Model):
+    system: SystemName
+    baseline: SystemName
+    metric: str
+
+
+class Development(_Model):
+    worlds: tuple[int, ...]
+    sizes: dict[str, int]
+    rates: tuple[float, ...]
+
+
+class Gates(_Model):
+    general_slots: float
+    target_slots: tuple[float, float]
+    oracle_headroom: float
+
+
+class Protocol(_Model):
+    """What `protocol.yaml` says; its comments say why."""
+
+    name: str
+    worlds: tuple[int, ...]
+    title_world: int
+    sizes: dict[str, int]
+    headline: Headline
+    systems: tuple[SystemName, ...]
+    label_counts: tuple[int, ...]
+    curve_systems: tuple[SystemName, ...]
+    rates: dict[SystemName, float]
+    """System -> peak rate of the language model, in both stages; `rb-ft-unlabelled` learns at `rb-ft`'s."""
+    development: Development
+    gates: Gates
+
+    @property
+    def all_systems(self) -> tuple[str, ...]:
+        """Those of the table, then those of the label curve."""
+        return (*self.systems, *(f"{system}@{count}" for count in self.label_counts for system in self.curve_systems))
+
+
+def load_protocol(path: Path = PROTOCOL_FILE) -> Protocol:
+    protocol = Protocol.model_validate(yaml.safe_load(path.read_text()))
+    if protocol.headline.metric not in METRICS:
+        raise ValueError(f"{path}: headline.metric must be one of {', '.join(METRICS)}")
+    return protocol
+
+
+def open_run(
+    folder: Path,
+    name: str,
+    seed: int,
+    sizes: dict[str, int],
+    *,
+    systems: Sequence[str],
+    rates: dict[str, float],
+    split: str = "test",
+    task: str = "miniature",
+    overrides: Sequence[str] = (),
+) -> Run:
+    """The run `<folder>/<name>` on target world `seed`, whose clips are drawn to `<folder>/worlds` unless they are there.
+
+    Everything that is not said here is as in configs/miniature.yaml: the demo and the experiment are the same pipeline.
+    """
+    from ray_jobs.run import Run
+
+    world = folder / "worlds" / f"{task}-{seed}"
+    if not (world / "manifest.parquet").is_file():
+        print(f"drawing {sum(sizes.values())} clips of world {seed}", flush=True)
+        write_world(world, sample_world(seed, sizes, task))
+    learning = {
+        system: {stage: {"lr_language": rate, "lr_vision": rate * VISION_SHARE} for stage in ("rationale", "classify")}
+        for system, rate in ({"rb-ft-unlabelled": rates["rb-ft"]} | rates).items()
+    }
+    settings = [
+        f"name={name}",
+        f"output_dir={folder}",
+        f"seed={seed}",
+        f"task={ROOT / 'configs/tasks' / f'{task}.yaml'}",
+        f"data.manifest={world / 'manifest.parquet'}",
+        f"evaluation.systems={yaml.safe_dump(list(systems), default_flow_style=True)}",
+        f"evaluation.split={split}",
+        f"training.per_system={yaml.safe_dump(learning, default_flow_style=True, width=10_000)}",
+        "training.gradient_checkpointing=false",  # the same weights, a quarter of the time saved
+        "training.checkpoint_every_steps=1000",  # a stage takes seconds: one that is cut short starts again
+    ]
+    return Run(load_config(ROOT / "configs/miniature.yaml", [*settings, *overrides]))

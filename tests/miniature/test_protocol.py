@@ -1,0 +1,99 @@
+"""The experiment's protocol and what is read out of its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from miniature.analysis import BASE, Truth, World, disagreements, label_curve, slot_scores
+from miniature.evaluate import DEVELOPMENT_WORLD
+from miniature.protocol import VISION_SHARE, load_protocol, open_run
+from miniature.world import Slots
+from rbft.evaluation.study import make_study
+from rbft.records import Prediction, Rationale
+
+DOG = Slots("dog", "red", "up", "porch")
+CAR = Slots("car", "blue", "right", "garden")
+
+
+def test_no_reported_world_is_one_that_anything_was_tuned_on() -> None:
+    protocol = load_protocol()
+    reported = {*protocol.worlds, protocol.title_world}
+    assert len(reported) == len(protocol.worlds) + 1
+    development = {*protocol.development.worlds, DEVELOPMENT_WORLD}
+    assert not reported & development and all(DEVELOPMENT_WORLD <= seed < 1000 for seed in development)
+    assert min(reported) > max(development)
+
+
+def test_every_arm_had_the_same_trials_and_learns_at_a_rate_that_was_tried() -> None:
+    protocol = load_protocol()
+    assert set(protocol.rates) == set(protocol.systems) - {"zero-shot"}
+    assert set(protocol.rates.values()) <= set(protocol.development.rates) and len(protocol.development.rates) == 3
+
+
+def test_a_run_of_the_protocol_is_the_demos_with_other_data_systems_and_rates(tmp_path: Path) -> None:
+    sizes, rates = {"train": 4, "validation": 2, "test": 2}, {"rb-ft": 1e-3, "direct-sft-2": 2e-3}
+    run = open_run(tmp_path, "w", 901, sizes, systems=["rb-ft", "rb-ft-unlabelled@2", "direct-sft-2"], rates=rates)
+    training = run.config.training
+    assert [len(run.split(split)) for split in sizes] == list(sizes.values())
+    for system, rate in (("rb-ft", 1e-3), ("rb-ft-unlabelled@2", 1e-3), ("direct-sft-2", 2e-3)):
+        for optimiser in (training.optimiser(system, "rationale"), training.optimiser(system, "classify")):
+            assert (optimiser.lr_language, optimiser.lr_vision) == pytest.approx((rate, VISION_SHARE * rate))
+            assert (optimiser.weight_decay, optimiser.max_grad_norm) == (0.1, 1.0)
+    assert (training.global_batch_size, training.rationale_epochs, training.classify_epochs) == (16, 1, 1)
+    clips = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4"))
+    open_run(tmp_path, "again", 901, sizes, systems=["rb-ft"], rates=rates)
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")) == clips
+
+
+def world(*, baseline: list[str], system: list[str]) -> World:
+    """Four clips, two a kind, labels normal and abnormal by kind."""
+    truth = {
+        "a": Truth(DOG, "normal", 0.1),
+        "b": Truth(DOG, "normal", 0.9),
+        "c": Truth(CAR, "abnormal", 0.2),
+        "d": Truth(CAR, "abnormal", 1.0),
+    }
+    texts = {"a": ("dog", "stop"), "b": ("cat", "length"), "c": ("car", "stop"), "d": ("dog", "stop")}
+    written = [
+        Rationale(
+            id_,
+            0,
+            f"Subjects: a {subject}.\nAttributes: red.\nActions: it climbs up.\nScenes: the porch.",
+            finish_reason=reason,
+        )
+        for id_, (subject, reason) in texts.items()
+    ]
+    predictions = {
+        name: [Prediction(id_, truth[id_].label, answer) for id_, answer in zip(truth, answers, strict=True)]
+        for name, answers in (("direct-sft-2", baseline), ("rb-ft", system))
+    }
+    return World(1, truth, predictions, {BASE: written})
+
+
+def test_disagreements_count_who_alone_is_right_by_class_severity_and_slot() -> None:
+    n, a = "normal", "abnormal"
+    found = disagreements([world(baseline=[n, a, n, a], system=[n, n, a, n])], "rb-ft", "direct-sft-2")
+    rows = {(row.aspect, row.value): (row.num_clips, row.only_system, row.only_baseline) for row in found}
+    assert rows["class", "normal"] == (2, 1, 0) and rows["class", "abnormal"] == (2, 1, 1)
+    assert rows["severity", "0 to 0.25"] == (2, 1, 0) and rows["severity", "0.75 to 1"] == (2, 1, 1)
+    assert rows["subject", "dog"] == (2, 1, 0) and rows["action", "right"] == (2, 1, 1)
+    assert sum(row.num_clips for row in found if row.aspect == "combination") == 4
+
+
+def test_slot_scores_count_right_slots_cut_texts_and_missing_values() -> None:
+    n = "normal"
+    scores = slot_scores([world(baseline=[n] * 4, system=[n] * 4)], BASE)
+    assert scores.right["subject"] == 0.5  # a and c
+    assert scores.right["attribute"] == 0.5 and scores.right["action"] == 0.5
+    assert (scores.ended, scores.complete, scores.num_clips) == (0.75, 0.75, 4)  # "cat" is no subject of this world
+
+
+def test_the_label_curve_ends_at_the_systems_with_all_labels() -> None:
+    n, a = "normal", "abnormal"
+    some = world(baseline=[n, n, a, a], system=[n, n, n, n]).predictions
+    study = make_study([{"rb-ft": some["rb-ft"], "rb-ft@2": some["direct-sft-2"], "rb-ft-unlabelled@2": some["rb-ft"]}], [n, a])
+    curves = label_curve(study, ["rb-ft", "rb-ft-unlabelled"], [2], 4, "accuracy")
+    assert [(count, estimate.value) for count, estimate in curves["rb-ft"].items()] == [(2, 1.0), (4, 0.5)]
+    assert [(count, estimate.value) for count, estimate in curves["rb-ft-unlabelled"].items()] == [(2, 0.5), (4, 0.5)]
