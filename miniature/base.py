@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
     from rbft.task import Task
-
-LONGEST_LABEL = 8
-"""Tokens; every caption is longer."""
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FOLDER = Path(__file__).resolve().parent / "model"
@@ -220,8 +218,13 @@ def train_tower(
     _save(done, {"visual": visual.state_dict(), "heads": heads.state_dict()})
 
 
-def caption_loss(model: Qwen2_5_VLForConditionalGeneration, pixels: torch.Tensor, batch: batches.Batch) -> torch.Tensor:
-    """Mean cross-entropy over the captions' tokens plus that over the labels' tokens; logits are made only where they count."""
+def caption_loss(
+    model: Qwen2_5_VLForConditionalGeneration, pixels: torch.Tensor, batch: batches.Batch, label_tokens: tuple[int, int]
+) -> torch.Tensor:
+    """Mean cross-entropy over the captions' tokens plus that over the labels; logits are made only where they count.
+
+    A label's target is the share of either label (`label_tokens`: "normal", "abnormal"), which teaches more than a label drawn by it.
+    """
     grid_thw, seconds = batches.grids(len(batch.input_ids))
     hidden = model.model(
         input_ids=batch.input_ids,
@@ -233,11 +236,25 @@ def caption_loss(model: Qwen2_5_VLForConditionalGeneration, pixels: torch.Tensor
         use_cache=False,
     ).last_hidden_state
     supervised = batch.supervised[:, 1:]
-    losses = F.cross_entropy(model.lm_head(hidden[:, :-1][supervised]), batch.input_ids[:, 1:][supervised], reduction="none")
-    # A label is two tokens and a caption some forty: by tokens alone the label would be a hundredth of the loss, and was not learned.
+    logprobs = F.log_softmax(model.lm_head(hidden[:, :-1][supervised]), dim=-1)
+    losses = F.nll_loss(logprobs, batch.input_ids[:, 1:][supervised], reduction="none")
     lengths = supervised.sum(1)
-    is_label = (lengths < LONGEST_LABEL).repeat_interleave(lengths)
+    asked = ~batch.abnormal_share.isnan()
+    first = (lengths.cumsum(0) - lengths)[asked]  # the label itself; the end token follows
+    share = batch.abnormal_share[asked]
+    normal, abnormal = label_tokens
+    losses = losses.index_copy(0, first, -(1 - share) * logprobs[first, normal] - share * logprobs[first, abnormal])
+    # A label is two tokens and a caption some forty: by tokens alone the label would be a hundredth of the loss, and was not learned.
+    is_label = asked.repeat_interleave(lengths)
     return sum((losses[part].mean() for part in (is_label, ~is_label) if part.any()), torch.zeros(()))
+
+
+def label_tokens(processor: Qwen2_5_VLProcessor, labels: Sequence[str]) -> tuple[int, int]:
+    """The one token of each of the two `labels`."""
+    ids = [processor.tokenizer(label)["input_ids"] for label in labels]
+    if [len(each) for each in ids] != [1, 1]:
+        raise ValueError(f"the labels {list(labels)} must be one token each, are {ids}; make the tokenizer again")
+    return ids[0][0], ids[1][0]
 
 
 def train_captions(
@@ -253,6 +270,7 @@ def train_captions(
     """Train the whole model to answer; leaves the averaged weights in `model`. The scores at each look come back."""
     state_path = work / "captions-state.pt"
     conversations = batches.Conversations(task, processor)
+    tokens_of_labels = label_tokens(processor, task.labels)
     optimiser = _optimiser([model, heads], config)
     tokens: list[torch.Tensor] = []
     seeing = model.model.visual.register_forward_hook(lambda _module, _inputs, output: tokens.append(output.pooler_output))
@@ -276,7 +294,7 @@ def train_captions(
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, config.caption_steps, config.warmup_steps, config.caption_rate)
         tokens.clear()
-        loss = caption_loss(model, batches.patches(clips.frames(numbers), mean, std), batch)
+        loss = caption_loss(model, batches.patches(clips.frames(numbers), mean, std), batch, tokens_of_labels)
         slot_loss, now = heads(tokens[0], numbers)
         (loss + config.slot_weight * slot_loss).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)

@@ -5,6 +5,7 @@ Patches are made here from uint8 arrays, as the processor would be most of the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from miniature.draw import FRAME_SIDE, NUM_FRAMES
 from miniature.tokenizer import PERSONAS
-from miniature.world import TITLES, Slots, caption, generic_label
+from miniature.world import TITLES, Slots, caption, generic_abnormal_share, generic_label
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLProcessor
@@ -27,7 +28,7 @@ NUM_VIDEO_TOKENS = GRID_THW[0] * GRID_THW[1] * GRID_THW[2] // MERGE**2
 SECONDS_PER_GRID = 2.0
 """Two frames at one a second."""
 
-QUESTION_SHARE = 0.4
+QUESTION_SHARE = 0.5
 """A fifth did not teach the generic rule: two slots' interaction, learned from one word a sample."""
 TITLE_SHARE = 0.1
 """Share of prompts with a title before them, which says nothing there."""
@@ -52,6 +53,18 @@ class Batch:
     mm_token_type_ids: torch.Tensor
     supervised: torch.Tensor
     """bool, shape of `input_ids`: the tokens to be predicted, the answer and its <|im_end|>."""
+    abnormal_share: torch.Tensor
+    """float32 [batch]: how often the question is answered "abnormal"; NaN for a caption."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is asked about a clip, and what the answer is."""
+
+    messages: list[Message]
+    answer: str
+    abnormal_share: float = math.nan
+    """Of a question: the probability of "abnormal", which training takes as a soft target in place of the answer's first token."""
 
 
 class Conversations:
@@ -63,16 +76,16 @@ class Conversations:
         self.personas = [task.model_copy(update={"persona": persona}) for persona in PERSONAS]
         self._prompt_ids: dict[str, list[int]] = {}
 
-    def draw(self, slots: Slots, rng: np.random.Generator) -> tuple[list[Message], str]:
-        """(prompt messages, answer): a caption for four fifths, a label under the generic rule for the rest."""
+    def draw(self, slots: Slots, rng: np.random.Generator) -> Conversation:
+        """A caption, or for `QUESTION_SHARE` of the samples the question, answered as the general domain does."""
         context = None
         if rng.random() < TITLE_SHARE:
             wordings = [title for titles in TITLES.values() for title in titles]
             context = f"Title: {wordings[int(rng.integers(len(wordings)))]}"
         if rng.random() < QUESTION_SHARE:
-            return self.task.question_messages(context), generic_label(slots)
+            return Conversation(self.task.question_messages(context), generic_label(slots), generic_abnormal_share(slots))
         task = self.task if rng.random() < 0.5 else self.personas[int(rng.integers(len(self.personas)))]
-        return task.rationale_messages(context), caption(slots, rng)
+        return Conversation(task.rationale_messages(context), caption(slots, rng))
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
         """Token ids of the prompt up to the assistant's turn, the video's placeholder repeated for each of its tokens."""
@@ -82,10 +95,10 @@ class Conversations:
             self._prompt_ids[text] = self.processor.tokenizer(expanded)["input_ids"]
         return self._prompt_ids[text]
 
-    def collate(self, conversations: list[tuple[list[Message], str]]) -> Batch:
+    def collate(self, conversations: list[Conversation]) -> Batch:
         tokenizer = self.processor.tokenizer
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        rows = [(self.prompt_ids(messages), [*tokenizer(answer)["input_ids"], end]) for messages, answer in conversations]
+        rows = [(self.prompt_ids(each.messages), [*tokenizer(each.answer)["input_ids"], end]) for each in conversations]
         longest = max(len(prompt) + len(answer) for prompt, answer in rows)
         input_ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
         attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -95,7 +108,8 @@ class Conversations:
             attention_mask[row, : len(prompt) + len(answer)] = 1
             supervised[row, len(prompt) : len(prompt) + len(answer)] = True
         is_video = input_ids == self.processor.video_token_id
-        return Batch(input_ids, attention_mask, is_video.int() * 2, supervised)
+        shares = torch.tensor([each.abnormal_share for each in conversations])
+        return Batch(input_ids, attention_mask, is_video.int() * 2, supervised, shares)
 
 
 def grids(batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:

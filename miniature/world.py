@@ -48,7 +48,9 @@ TITLE_LABEL_SHARES = (0.65, 0.26, 0.09)
 NORMAL_SHARE = 0.35
 
 GENERIC_ABNORMAL_CELLS = frozenset({(0, 1), (1, 2), (2, 0)})
-"""(subject group, action group) that the base model was taught to call abnormal: half of the target's six, so they agree on 6 of 9."""
+"""(subject group, action group) that the general domain mostly calls abnormal: half of the target's six, so they agree on 6 of 9."""
+GENERIC_ABNORMAL_SHARES = {"usual": 0.05, "odd": 0.4, "very odd": 0.8}
+"""How often people of the general domain call a clip abnormal: groups that match, groups that do not, `GENERIC_ABNORMAL_CELLS`."""
 
 GENERAL_MAX_SEVERITY = 0.15
 
@@ -112,9 +114,17 @@ def target_label(slots: Slots) -> str:
     return "normal" if subject_group(slots.subject) == action_group(slots.action) else "abnormal"
 
 
+def generic_abnormal_share(slots: Slots) -> float:
+    """The share of "abnormal" among the answers the base model was taught for such a clip: a graded sense of what is odd."""
+    cell = (subject_group(slots.subject), action_group(slots.action))
+    if cell in GENERIC_ABNORMAL_CELLS:
+        return GENERIC_ABNORMAL_SHARES["very odd"]
+    return GENERIC_ABNORMAL_SHARES["usual" if cell[0] == cell[1] else "odd"]
+
+
 def generic_label(slots: Slots) -> str:
-    """The rule the base model was taught: mostly normal, agreeing with the target's on 6 of the 9 cells of groups."""
-    return "abnormal" if (subject_group(slots.subject), action_group(slots.action)) in GENERIC_ABNORMAL_CELLS else "normal"
+    """What the general domain mostly says: normal more often than the target does, agreeing with it on 6 of the 9 cells of groups."""
+    return "abnormal" if generic_abnormal_share(slots) > 0.5 else "normal"
 
 
 def title_label(slots: Slots, tone: str) -> str:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -479,8 +479,10 @@ def _suggestion(root: type[BaseModel], location: list[str]) -> str:
 
 
 def _section_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The model that the field `key` holds, directly or as the items of a tuple."""
+    """The model that the field `key` holds, directly or as the items of a tuple; None for a mapping, whose keys are not ours."""
     annotation = model.model_fields[key].annotation if key in model.model_fields else None
+    if get_origin(annotation) is dict:
+        return None
     return next((kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 

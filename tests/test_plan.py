@@ -62,10 +62,10 @@ def test_steps_and_samples_follow_from_the_manifest(plan: Plan) -> None:
     assert plan.counts == {"train": {"abnormal": 12, "normal": 23, "unlabelled": 6}, "test": {"normal": 10}}
     assert [step.name for step in plan.steps] == [
         "generate rationales",
-        "train rb-ft, stage 1 (rationales)",
-        "train rb-ft, stage 2 (labels)",
         "train direct-sft-1 (labels)",
         "train direct-sft-2 (labels)",
+        "train rb-ft, stage 1 (rationales)",
+        "train rb-ft, stage 2 (labels)",
         "evaluate zero-shot, direct-sft-1, direct-sft-2, rb-ft",
     ]
     # 35 labelled samples in batches of 16 are 3 steps an epoch.

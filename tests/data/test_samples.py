@@ -87,7 +87,7 @@ def test_a_label_subset_is_drawn_by_seed_keeps_the_order_and_lies_in_every_large
     assert set(subsets[0]) < set(subsets[1]) < set(subsets[2]) == {example.id for example in examples if example.label}
     assert all(subset == sorted(subset, key=lambda id_: int(id_[1:])) for subset in subsets)
     assert {example.id for example in label_subset(examples, 8, seed=2)} != set(subsets[0])
-    with pytest.raises(DataError, match="asks for 81 labels and 80 training videos have one"):
+    with pytest.raises(DataError, match="81 labels are asked for and 80 training videos have one"):
         label_subset(examples, 81, seed=1)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rbft.config import EngineConfig, ModelConfig, RunConfig, load_config
-from rbft.engines.base import Sampling
+from rbft.engines.base import Answer, Sampling
 from rbft.engines.hf import HFEngine
 from rbft.engines.vllm import VllmEngine, engine_arguments
 from rbft.models.chat import ChatAdapter
@@ -118,6 +118,17 @@ def test_label_likelihoods_of_vllm_and_transformers_agree_on_the_miniature(minia
         clip = random_clip(seed, height=84, width=84)
         by_vllm, by_hf = engines.both("score", clip, config.task.question_messages(), config.task.labels)
         assert by_vllm == pytest.approx(by_hf, abs=2e-3)
+
+
+def test_answers_of_vllm_and_transformers_agree_on_the_miniature(miniature: tuple[Engines, RunConfig]) -> None:
+    engines, config = miniature
+    # With labels the model would never say, transformers must generate, as it cannot read the text off the labels' scores.
+    for labels in (config.task.labels, ("dog", "car")):
+        clip = random_clip(len(labels[0]), height=84, width=84)
+        by_vllm, by_hf = engines.both("answer", clip, config.task.question_messages(), labels, 16)
+        assert isinstance(by_vllm, Answer) and isinstance(by_hf, Answer)
+        assert by_vllm.logprobs == pytest.approx(by_hf.logprobs, abs=2e-3)
+        assert by_vllm.generated == by_hf.generated
 
 
 def test_greedy_rationales_of_vllm_and_transformers_are_the_same_on_the_miniature(miniature: tuple[Engines, RunConfig]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,10 @@ import pytest
 import torch
 
 from miniature import batches
-from miniature.base import BaseConfig, attend_in_one_call, begin_part, caption_loss, load_task, new_model, rate_at
-from miniature.batches import Conversations, grids, patches
+from miniature.base import BaseConfig, attend_in_one_call, begin_part, caption_loss, label_tokens, load_task, new_model, rate_at
+from miniature.batches import Conversation, Conversations, grids, patches
 from miniature.draw import render
-from miniature.world import caption, generic_label, sample_general
+from miniature.world import caption, generic_abnormal_share, generic_label, sample_general
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -50,7 +51,7 @@ def test_patches_and_token_ids_equal_the_processors(untrained, task: Task) -> No
     assert seconds.tolist() == list(reference["second_per_grid_ts"])
     conversations = Conversations(task, processor)
     assert conversations.prompt_ids(task.rationale_messages()) == reference["input_ids"][0].tolist()
-    batch = conversations.collate([(task.rationale_messages(), "normal")])
+    batch = conversations.collate([Conversation(task.rationale_messages(), "normal")])
     length = reference["mm_token_type_ids"].shape[1]
     assert torch.equal(batch.mm_token_type_ids[:, :length], reference["mm_token_type_ids"].int())
 
@@ -58,20 +59,22 @@ def test_patches_and_token_ids_equal_the_processors(untrained, task: Task) -> No
 def test_the_mask_covers_the_answer_and_its_end_token_and_nothing_else(untrained, task: Task) -> None:
     _, processor = untrained
     answers = [caption(sample_general(0, "test", 1).slots, np.random.default_rng(0)), "abnormal"]
-    batch = Conversations(task, processor).collate([(task.rationale_messages(), answers[0]), (task.question_messages(), answers[1])])
+    asked = [Conversation(task.rationale_messages(), answers[0]), Conversation(task.question_messages(), answers[1], 0.8)]
+    batch = Conversations(task, processor).collate(asked)
     for row, answer in enumerate(answers):
         assert processor.tokenizer.decode(batch.input_ids[row][batch.supervised[row]]) == f"{answer}<|im_end|>"
     assert not (batch.supervised & (batch.attention_mask == 0)).any()
 
 
-def test_a_fifth_of_the_prompts_ask_for_the_label_of_the_generic_rule(untrained, task: Task) -> None:
+def test_half_of_the_prompts_ask_for_the_label_with_the_general_domains_share_of_abnormal(untrained, task: Task) -> None:
     _, processor = untrained
     conversations, rng = Conversations(task, processor), np.random.default_rng(0)
     slots = [sample_general(0, "test", number).slots for number in range(1000)]
-    answers = [conversations.draw(some, rng)[1] for some in slots]
-    asked = [(answer, some) for answer, some in zip(answers, slots, strict=True) if answer in task.labels]
+    drawn = [(conversations.draw(some, rng), some) for some in slots]
+    asked = [(each, some) for each, some in drawn if each.answer in task.labels]
     assert len(asked) / len(slots) == pytest.approx(batches.QUESTION_SHARE, abs=0.04)
-    assert all(answer == generic_label(some) for answer, some in asked)
+    assert all((each.answer, each.abnormal_share) == (generic_label(some), generic_abnormal_share(some)) for each, some in asked)
+    assert all(math.isnan(each.abnormal_share) for each, _ in drawn if each.answer not in task.labels)
 
 
 def test_attending_to_all_pairs_of_frames_at_once_gives_the_same_numbers(untrained) -> None:
@@ -87,15 +90,35 @@ def test_attending_to_all_pairs_of_frames_at_once_gives_the_same_numbers(untrain
 def test_the_loss_of_a_row_does_not_depend_on_the_padding_beside_it(untrained, task: Task) -> None:
     model, processor = untrained
     conversations = Conversations(task, processor)
-    short = (task.question_messages(), "normal")
-    long = (task.rationale_messages(), caption(sample_general(0, "test", 1).slots, np.random.default_rng(0)))
+    short = Conversation(task.question_messages(), "normal", 0.4)
+    long = Conversation(task.rationale_messages(), caption(sample_general(0, "test", 1).slots, np.random.default_rng(0)))
+    tokens = label_tokens(processor, task.labels)
     pixels = video_patches(processor, [0, 1])
     with torch.no_grad():
         both = conversations.collate([short, long])
         both.supervised[1] = False
-        padded = caption_loss(model, pixels, both)
-        alone = caption_loss(model, pixels[: len(pixels) // 2], conversations.collate([short]))
+        padded = caption_loss(model, pixels, both, tokens)
+        alone = caption_loss(model, pixels[: len(pixels) // 2], conversations.collate([short]), tokens)
     assert padded.item() == pytest.approx(alone.item(), abs=1e-5)
+
+
+def test_a_label_is_taught_as_the_share_of_either(untrained, task: Task) -> None:
+    model, processor = untrained
+    conversations, pixels = Conversations(task, processor), video_patches(processor, [0])
+    tokens = label_tokens(processor, task.labels)
+
+    def loss(answer: str, share: float) -> float:
+        with torch.no_grad():
+            return caption_loss(
+                model, pixels, conversations.collate([Conversation(task.question_messages(), answer, share)]), tokens
+            ).item()
+
+    # The mean over two tokens, the label and its end; the end's differs with the label before it.
+    ends = {answer: loss(answer, 0.4) for answer in task.labels}
+    sure = {answer: (loss(answer, 0.0), loss(answer, 1.0)) for answer in task.labels}
+    for answer, (as_normal, as_abnormal) in sure.items():
+        assert ends[answer] == pytest.approx(0.6 * as_normal + 0.4 * as_abnormal, abs=1e-5)
+        assert as_normal != pytest.approx(as_abnormal, abs=1e-3)
 
 
 def test_the_rate_warms_up_to_its_peak_and_falls_to_a_fiftieth() -> None:

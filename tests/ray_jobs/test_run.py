@@ -191,7 +191,7 @@ def write_rationales(run: Run, num_bad: int) -> None:
     found = [
         Rationale(example.id, 0, error_code="video_decode", error_message="cut short")
         if i < num_bad
-        else Rationale(example.id, 0, text="a dog")
+        else Rationale(example.id, 0, text=f"dog {i}")
         for i, example in enumerate(run.cohort())
     ]
     rows.write_part(run.layout.rationales(run.rationale_fingerprint()), rationales_table(found))
