@@ -52,7 +52,7 @@ class BaseConfig:
     tower_steps: int = 800
     tower_batch: int = 32
     tower_rate: float = 1e-3
-    caption_steps: int = 5500
+    caption_steps: int = 6000
     caption_batch: int = 16
     slot_weight: float = 0.5
     """Weight of the slots' own loss beside the captions': without it the tower forgets subjects faster than captions teach them."""
@@ -221,7 +221,7 @@ def train_tower(
 def caption_loss(
     model: Qwen2_5_VLForConditionalGeneration, pixels: torch.Tensor, batch: batches.Batch, label_tokens: tuple[int, int]
 ) -> torch.Tensor:
-    """Mean cross-entropy over the captions' tokens plus that over the labels; logits are made only where they count.
+    """Cross-entropy: the mean over the captions' tokens plus the mean over labels, each with its end; logits only where they count.
 
     A label's target is the share of either label (`label_tokens`: "normal", "abnormal"), which teaches more than a label drawn by it.
     """
@@ -246,7 +246,8 @@ def caption_loss(
     losses = losses.index_copy(0, first, -(1 - share) * logprobs[first, normal] - share * logprobs[first, abnormal])
     # A label is two tokens and a caption some forty: by tokens alone the label would be a hundredth of the loss, and was not learned.
     is_label = asked.repeat_interleave(lengths)
-    return sum((losses[part].mean() for part in (is_label, ~is_label) if part.any()), torch.zeros(()))
+    captions, labels = losses[~is_label], losses[is_label]
+    return captions.sum() / max(1, len(captions)) + labels.sum() / max(1, int(asked.sum()))
 
 
 def label_tokens(processor: Qwen2_5_VLProcessor, labels: Sequence[str]) -> tuple[int, int]:

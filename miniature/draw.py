@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from miniature.world import ClipPlan
+from miniature.world import ClipPlan, Domain
 
 FRAME_SIDE = 84
 """Pixels; three merged patches of 28 a side."""
@@ -38,23 +38,27 @@ _INK, _PAPER, _SKIN, _GLASS, _BEAK = (20, 20, 24), (238, 238, 232), (226, 178, 1
 class Degradation:
     """What the camera does at severity 1; each effect grows in proportion to the severity. Tuned on development worlds, see README."""
 
-    desaturation: float = 0.80
+    desaturation: float
     """Share of the colour lost: below 1, so that hue never vanishes."""
-    gamma: float = 0.9
+    gamma: float
     """Exponent is 1 + this x severity x U(0.3, 1): darker."""
-    blur_px: float = 1.4
-    noise: float = 26.0
+    blur_px: float
+    noise: float
     """Standard deviation, of 255."""
-    tilt_deg: float = 12.0
+    tilt_deg: float
     """Largest turn of the camera; uniform within."""
 
 
-DEGRADATION = Degradation()
+CAMERAS: dict[Domain, Degradation] = {
+    "general": Degradation(desaturation=0.8, gamma=0.9, blur_px=1.4, noise=26.0, tilt_deg=12.0),
+    "target": Degradation(desaturation=0.9, gamma=1.2, blur_px=0.5, noise=6.0, tilt_deg=12.0),
+}
+"""The general domain (severity up to 0.15) has somewhat noisy cameras in daylight; the target's film in the dark, towards infrared."""
 
 
-def render(plan: ClipPlan, degradation: Degradation = DEGRADATION) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def render(plan: ClipPlan) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(frames, boxes): uint8 RGB [8, 84, 84, 3], and the subject's box in each frame, float32 [8, 4] as x0, y0, x1, y1 in pixels."""
-    rng = np.random.default_rng(plan.seed)
+    rng, degradation = np.random.default_rng(plan.seed), CAMERAS[plan.domain]
     backdrop = _place(plan.slots.scene, rng)
     sprite = _subject(plan.slots.subject, _jitter(PALETTE[plan.slots.attribute], 10, rng), rng)
     path = _path(plan.slots.action, rng)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch
 from miniature import batches
 from miniature.draw import render
 from miniature.slots import score
-from miniature.world import ClipPlan, sample_general, sample_target
+from miniature.world import ClipPlan, Domain, sample_general, sample_target
 from miniature.write import decode_mp4, encode_mp4
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from rbft.task import Task
 
-Domain = Literal["general", "target"]
 DEVELOPMENT_WORLD = 900
 """Seeds from 900 are development worlds: the degradation is tuned on them, and no reported experiment runs on them."""
 

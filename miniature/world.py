@@ -11,11 +11,12 @@ import argparse
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+Domain = Literal["general", "target"]
 
 SUBJECTS = ("person", "robot", "dog", "bird", "car", "drone")
 COLOURS = ("black", "blue", "red", "green", "yellow", "white")
@@ -81,6 +82,8 @@ class ClipPlan:
     """0 is a clean picture, 1 the worst camera of the target domain."""
     seed: tuple[int, ...]
     """Of the generator that places, jitters and degrades the picture."""
+    domain: Domain
+    """Whose cameras filmed it (`draw.CAMERAS`)."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ def sample_general(seed: int, purpose: str, index: int) -> ClipPlan:
             break
     slots = Slots(subject, _choice(rng, COLOURS), action, _choice(rng, SCENES))
     severity = float(rng.uniform(0, GENERAL_MAX_SEVERITY))
-    return ClipPlan(f"general-{purpose}-{index:06d}", slots, severity, derived_seed(seed, f"general/{purpose}/pixels", index))
+    return ClipPlan(f"general-{purpose}-{index:06d}", slots, severity, derived_seed(seed, f"general/{purpose}/pixels", index), "general")
 
 
 def sample_target(seed: int, split: str, index: int, task: str = "miniature") -> WorldClip:
@@ -217,7 +220,7 @@ def sample_target(seed: int, split: str, index: int, task: str = "miniature") ->
     )
     severity = float(rng.uniform(0, 1))
     clip_id = f"w{seed}-{split}-{index:05d}"
-    plan = ClipPlan(clip_id, slots, severity, derived_seed(seed, "target/pixels", key))
+    plan = ClipPlan(clip_id, slots, severity, derived_seed(seed, "target/pixels", key), "target")
     text = caption(slots, np.random.default_rng(derived_seed(seed, "target/caption", key)))
     return WorldClip(plan, split, label, text, context)
 

@@ -124,7 +124,7 @@ def test_an_unknown_task_is_refused_by_name() -> None:
     ("action", "axis", "sign"), [("right", 0, 1), ("left", 0, -1), ("down", 1, 1), ("up", 1, -1), ("closer", 2, 1), ("away", 2, -1)]
 )
 def test_the_boxes_move_as_the_action_says(action: str, axis: int, sign: int) -> None:
-    plan = world.ClipPlan("x", Slots("bird", "red", action, "garden"), 0.0, (1, 2, 3))
+    plan = world.ClipPlan("x", Slots("bird", "red", action, "garden"), 0.0, (1, 2, 3), "target")
     frames, boxes = render(plan)
     assert frames.shape == (NUM_FRAMES, FRAME_SIDE, FRAME_SIDE, 3)
     x0, y0, x1, y1 = boxes.T
@@ -133,7 +133,7 @@ def test_the_boxes_move_as_the_action_says(action: str, axis: int, sign: int) ->
 
 
 def test_the_box_holds_the_subject() -> None:
-    plan = world.ClipPlan("x", Slots("bird", "red", "circles", "garden"), 0.0, (1, 2, 3))
+    plan = world.ClipPlan("x", Slots("bird", "red", "circles", "garden"), 0.0, (1, 2, 3), "target")
     frames, boxes = render(plan)
     for frame, (x0, y0, x1, y1) in zip(frames.astype(int), boxes, strict=True):
         rows, columns = np.nonzero((frame[..., 0] > 150) & (frame[..., 1] < 90))
@@ -143,9 +143,9 @@ def test_the_box_holds_the_subject() -> None:
 
 def test_a_worse_camera_takes_colour_but_never_all_of_it() -> None:
     slots, seed = Slots("bird", "red", "still", "garden"), (1, 2, 3)
-    clean, spoiled = (render(world.ClipPlan("x", slots, severity, seed))[0].astype(float) for severity in (0.0, 1.0))
+    clean, spoiled = (render(world.ClipPlan("x", slots, severity, seed, "target"))[0].astype(float) for severity in (0.0, 1.0))
     redness_clean, redness_spoiled = ((frames[..., 0] - frames[..., 1]).max() for frames in (clean, spoiled))
-    x0, y0, x1, y1 = render(world.ClipPlan("x", slots, 0.0, seed))[1][0].round().astype(int)
+    x0, y0, x1, y1 = render(world.ClipPlan("x", slots, 0.0, seed, "target"))[1][0].round().astype(int)
     middle = spoiled[:, (y0 + y1) // 2 - 3 : (y0 + y1) // 2 + 3, (x0 + x1) // 2 - 3 : (x0 + x1) // 2 + 3]
     assert redness_clean > 140
     assert middle[..., 0].mean() > middle[..., 1].mean() + 3
