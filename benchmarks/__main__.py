@@ -2,9 +2,9 @@
 
 import argparse
 
-from benchmarks import demo
+from benchmarks import demo, evidence
 
-BENCHMARKS = {"demo": demo.main}
+BENCHMARKS = {"demo": demo.main, "evidence": evidence.main}
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ By label likelihood (primary, always defined) and by generated text, strictly re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Literal
 
@@ -68,13 +68,14 @@ def read_predictions(run: Run, system: str) -> list[Prediction]:
     return predictions_from_table(rows.read_finished(folder, "predictions", prediction_schema()), folder)
 
 
-def evaluate(runs: Sequence[Run], systems: Sequence[str]) -> None:
-    """Predictions and metrics of `systems` in each of the runs, by one engine pool.
+def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
+    """Predictions and metrics of each run's systems, apart from those in `without`, by one engine pool.
 
     Raises `JobError` for a system whose model has not been trained.
     """
     engine = runs[0].config.evaluation.engine
-    work = [prediction_work(run, system, _model(run, system), engine) for run in runs for system in systems]
+    wanted = [(run, system) for run in runs for system in run.config.evaluation.systems if system not in without]
+    work = [prediction_work(run, system, _model(run, system), engine) for run, system in wanted]
     total = sum(len(item.examples) for item in work)
     if total:
         say(f"evaluate: scoring {total} clips with {engine}")
@@ -86,11 +87,10 @@ def evaluate(runs: Sequence[Run], systems: Sequence[str]) -> None:
             progress.update(done[0])
 
         # A vLLM engine is started for each model anyway; plain models take turns in the same processes.
-        for group in [[item] for item in work] if engine == "vllm" else [work]:
-            run_inference(runs[0].config, engine, group, on_block)
-    for run in runs:
-        for system in systems:
-            finish_predictions(run, system, engine)
+        groups = [[item] for item in work] if engine == "vllm" else [work]
+        runs[0].note_start("evaluate", sum(run_inference(runs[0].config, engine, group, on_block) for group in groups))
+    for run, system in wanted:
+        finish_predictions(run, system, engine)
 
 
 def _model(run: Run, system: str) -> ModelConfig:
@@ -133,7 +133,7 @@ def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
 
 def job(run: Run) -> None:
     with run.timed("evaluate"):
-        evaluate([run], run.config.evaluation.systems)
+        evaluate([run])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def generate(runs: Sequence[Run], also: Sequence[Work] = ()) -> None:
     """
     work = [item for run in runs if (item := _rationale_work(run)) is not None] + list(also)
     if any(item.examples for item in work):
-        _infer(runs[0], work)
+        runs[0].note_start("generate", _infer(runs[0], work))
     for run in runs:
         _finish(run)
 
@@ -58,7 +58,7 @@ def _finish(run: Run) -> None:
     report_errors(run, "generate", [(r.id, r.error_code, r.error_message) for r in read_rationales(run)])
 
 
-def _infer(run: Run, work: list[Work]) -> None:
+def _infer(run: Run, work: list[Work]) -> float:
     total = sum(len(item.examples) for item in work)
     say(f"generate: starting {run.config.engine.num_actors} vLLM engine(s) for {total} videos")
     progress = Progress("generate" if all(item.kind == "rationale" for item in work) else "generate and zero-shot", "videos", total)
@@ -69,7 +69,7 @@ def _infer(run: Run, work: list[Work]) -> None:
         counts["errors"] += num_errors
         progress.update(counts["done"], f"{counts['errors']} errors" if counts["errors"] else "")
 
-    run_inference(run.config, "vllm", work, on_block)
+    return run_inference(run.config, "vllm", work, on_block)
 
 
 def read_rationales(run: Run) -> list[Rationale]:

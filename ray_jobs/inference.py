@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -50,10 +51,11 @@ class Work:
     provenance: dict[str, Any]
 
 
-def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], on_block: Callable[[str, int, int], None]) -> None:
+def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], on_block: Callable[[str, int, int], None]) -> float:
     """Do all of `work`; `on_block(folder, rows, errors)` is called as blocks end. `config` says how: engine, frames, sampling, seed.
 
     An actor loads a model when a block asks for another than it has, so work should be ordered by model.
+    Comes back with the seconds until the first block was done, which are mostly the start of Ray and engines.
     Raises `JobError` if blocks were lost for good (actors that died too often).
     """
     import ray
@@ -66,7 +68,8 @@ def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], o
         for start in range(0, len(item.examples), config.engine.rows_per_block)
     ]
     if not blocks:
-        return
+        return 0.0
+    started, first_block_s = time.monotonic(), 0.0
     ensure_ray()
     # One row a block: Ray Data moves descriptions of work, a few kilobytes each; frames never leave the actor.
     dataset = ray.data.from_arrow([pa.table({"block": [json.dumps(block)]}) for block in blocks])
@@ -86,9 +89,11 @@ def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], o
         )
     try:
         for row in results.iter_rows():
+            first_block_s = first_block_s or time.monotonic() - started
             on_block(row["folder"], row["num_rows"], row["num_errors"])
     except ray.exceptions.RayError as error:
         raise JobError(f"inference stopped: {reason(error)}; what was done is kept, submit the job again to go on") from error
+    return first_block_s
 
 
 class EngineActor:

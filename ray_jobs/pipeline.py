@@ -48,22 +48,23 @@ def run_steps(runs: Sequence[Run]) -> None:
     Several runs that differ in their data and task only share the engines and workers, whose start is most of a small run's time. The
     first run's record gets the times.
     """
-    main, evaluation = runs[0], runs[0].config.evaluation
-    systems = list(evaluation.systems)
-    if evaluation.needs_rationales:
+    main = runs[0]
+    done: set[str] = set()
+    writing = [run for run in runs if run.config.evaluation.needs_rationales]
+    if writing:
         # Zero-shot asks the same model: where vLLM scores, the engine that writes the rationales does both.
-        shares_engine = evaluation.engine == "vllm" and "zero-shot" in systems
+        if main.config.evaluation.engine == "vllm" and all("zero-shot" in run.config.evaluation.systems for run in runs):
+            done.add("zero-shot")
         with main.timed("generate"):
-            generate(runs, [prediction_work(run, "zero-shot", run.config.model, "vllm") for run in runs] if shares_engine else [])
-            if shares_engine:
-                for run in runs:
-                    finish_predictions(run, "zero-shot", "vllm")
-                systems.remove("zero-shot")
-    if any(system != "zero-shot" for system in systems):
+            generate(writing, [prediction_work(run, system, run.config.model, "vllm") for run in runs for system in done])
+            for run in runs:
+                for system in done:
+                    finish_predictions(run, system, "vllm")
+    if any(system != "zero-shot" for run in runs for system in run.config.evaluation.systems):
         with main.timed("train"):
             train(runs)
     with main.timed("evaluate"):
-        evaluate(runs, systems)
+        evaluate(runs, without=done)
 
 
 def make_report(run: Run) -> ReportData:

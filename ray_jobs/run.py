@@ -123,6 +123,12 @@ class Run:
             wall_s[step] = round(wall_s.get(step, 0.0) + time.monotonic() - started, 2)
             self._save()
 
+    def note_start(self, step: str, seconds: float) -> None:
+        """Add to `start_s` of run.json what of a step's wall time went by before its engines had done anything."""
+        start_s = self._facts.setdefault("start_s", {})
+        start_s[step] = round(start_s.get(step, 0.0) + seconds, 2)
+        self._save()
+
     def note(self, key: str, value: Any) -> None:
         self._facts[key] = value
         self._save()

@@ -230,8 +230,10 @@ def _following(stages: list[PlannedStage]) -> Iterator[None]:
 
 
 def _follow(stages: list[PlannedStage], stop: threading.Event) -> None:
+    several = len({planned.run.config.name for planned in stages}) > 1
     for planned in stages:
         log = Path(planned.spec.folder) / "log.jsonl"
+        name = f"{planned.run.config.name} {planned.spec.name}" if several else planned.spec.name
         said_s, said_step = 0.0, 0
         while True:
             is_last_look = stop.is_set()
@@ -242,7 +244,7 @@ def _follow(stages: list[PlannedStage], stop: threading.Event) -> None:
                     said_s, said_step = time.monotonic(), line["step"]
                     left = "" if is_end else f", {duration(line['eta_s'])} left"
                     say(
-                        f"train {planned.spec.name}: step {line['step']}/{line['num_steps']}, loss {line['loss']:.3f}, "
+                        f"train {name}: step {line['step']}/{line['num_steps']}, loss {line['loss']:.3f}, "
                         f"{line['samples_per_s']:.1f} samples/s{left}"
                     )
                 if is_end:

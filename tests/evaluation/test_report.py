@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import re
 from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from rbft.evaluation.curves import LossCurve
 from rbft.evaluation.figures import frame_images, loss_plot
 from rbft.evaluation.report import render_report, write_report
-from rbft.evaluation.report_data import ReportData, choose_samples, rationale_statistics, report_data
+from rbft.evaluation.report_data import ReportData, ReportSection, choose_samples, rationale_statistics, report_data
 from rbft.records import Clip, Example, Prediction, Rationale
 from rbft.task import Dimension, Task
 
@@ -213,3 +215,9 @@ def test_rationale_statistics_count_every_row_once() -> None:
     assert (statistics.num_rationales, statistics.num_errors, statistics.mean_tokens) == (2, 1, 50)
     assert (statistics.finish_reasons, statistics.error_codes) == ({"stop": 1, "length": 1}, {"video_decode": 1})
     assert rationale_statistics(rows[2:]).mean_tokens is None
+
+
+def test_a_section_that_the_caller_brings_stands_before_the_runs_own(report: ReportData) -> None:
+    page = render_report(replace(report, sections=(ReportSection("Across <worlds>", Markup("<p>five of them</p>")),)))
+    assert page.index("<h2>Across &lt;worlds&gt;</h2>") < page.index("<p>five of them</p>") < page.index("<h2>Results of one run</h2>")
+    assert "Results of one run" not in render_report(report)
