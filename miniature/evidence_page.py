@@ -23,7 +23,7 @@ from rbft.evaluation.figures import Series, beside, line_plot, loss_plot, standa
 from rbft.evaluation.report import write_report
 from rbft.evaluation.report_data import ReportData, ReportSection
 from rbft.evaluation.study import Estimate, Study, make_study
-from rbft.evaluation.tables import duration, interval, points, system_title
+from rbft.evaluation.tables import METRIC_TITLES, duration, interval, points, system_title
 
 METRIC = "balanced_accuracy"
 
@@ -54,7 +54,7 @@ def verdict(protocol: Protocol, study: Study) -> str:
     headline = protocol.headline
     difference = study.difference(headline.system, headline.baseline, headline.metric)
     names = f"{system_title(headline.system)} − {system_title(headline.baseline)}"
-    said = f"{names}: {_points(difference)} points of {headline.metric.replace('_', ' ')}."
+    said = f"{names}: {_points(difference)} points of {METRIC_TITLES[headline.metric]}."
     if not difference.excludes_zero:
         return f"No effect shown. {said}"
     return f"RB-FT is {'better' if difference.value > 0 else 'worse'}. {said}"
@@ -175,7 +175,7 @@ def _readings(protocol: Protocol, study: Study, slots: Sequence[SlotScores]) -> 
 
 def _difference_sentence(study: Study, system: str, baseline: str, metric: str) -> str:
     difference = study.difference(system, baseline, metric)
-    return f"{system_title(system)} − {system_title(baseline)}: {_points(difference)} points of {metric.replace('_', '-')} (one world)."
+    return f"{system_title(system)} − {system_title(baseline)}: {_points(difference)} points of {METRIC_TITLES[metric]} (one world)."
 
 
 def _system_row(study: Study, system: str) -> dict[str, str]:
