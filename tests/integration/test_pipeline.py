@@ -81,6 +81,7 @@ def test_the_report_shows_every_system_and_some_clips(finished_run: Path) -> Non
     report = (finished_run / "report.html").read_text()
     assert all(title in report for title in ("Zero-shot", "Direct-SFT (1 epoch)", "Direct-SFT (2 epochs)", "RB-FT"))
     assert report.count("data:image/jpeg") >= 8
+    assert report.count("Training loss by step") == len(TRAINED_STAGES)
 
 
 def test_submitting_again_does_nothing_twice(jobs: Jobs, finished_run: Path) -> None:
