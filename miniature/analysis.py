@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 
-from miniature.slots import SLOT_NAMES, parse, score
+from miniature.slots import SLOT_NAMES, score
 from miniature.world import UNSEEN_COMBINATIONS, Slots
 from rbft.evaluation.study import Estimate, Study
+from rbft.rationales.gates import pass_rates
 from rbft.records import Prediction, Rationale
+from rbft.task import Task
 
 BASE = "base"
 """The writer of rationales that nothing was trained for."""
@@ -59,23 +60,16 @@ class SlotScores:
     writer: str
     right: dict[str, float]
     """Slot -> share named rightly, and "overall"."""
-    ended: float
-    """Written to the end token, not cut off."""
-    complete: float
-    """With every heading, each naming a value of its slot."""
+    passed: dict[str, float]
+    """Gate of `rbft.rationales.gates` -> share that passes it, and "all"."""
     num_clips: int
 
 
-def slot_scores(worlds: Sequence[World], writer: str) -> SlotScores:
+def slot_scores(worlds: Sequence[World], writer: str, task: Task) -> SlotScores:
     """The scores of `writer`'s rationales over all worlds."""
-    texts, truth, ended = [], [], []
-    for world in worlds:
-        for row in world.rationales[writer]:
-            texts.append(row.text or "")
-            truth.append(world.truth[row.id].slots)
-            ended.append(row.finish_reason == "stop")
-    complete = [None not in parse(text).values() for text in texts]
-    return SlotScores(writer, score(texts, truth), float(np.mean(ended)), float(np.mean(complete)), len(texts))
+    rationales = [(row, world.truth[row.id].slots) for world in worlds for row in world.rationales[writer]]
+    right = score([row.text or "" for row, _ in rationales], [slots for _, slots in rationales])
+    return SlotScores(writer, right, pass_rates([row for row, _ in rationales], task), len(rationales))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from rbft.evaluation.report import write_report
 from rbft.evaluation.report_data import ReportData, ReportSection
 from rbft.evaluation.study import Estimate, Study, make_study
 from rbft.evaluation.tables import METRIC_TITLES, duration, interval, points, system_title
+from rbft.task import Task
 
 METRIC = "balanced_accuracy"
 
@@ -41,7 +42,7 @@ def write_results(protocol: Protocol, folder: Path, runs: Sequence[Run], worlds:
     context = _context(protocol, runs, plain, titled, study, titled_study)
     for name, svg in figures.items():
         (folder / f"{name}.svg").write_text(standalone(svg))
-    (folder / "evidence.json").write_text(json.dumps(_numbers(protocol, study, titled_study, plain), indent=2) + "\n")
+    (folder / "evidence.json").write_text(json.dumps(_numbers(protocol, study, titled_study, plain, runs[0].config.task), indent=2) + "\n")
     page = _render(context, lambda name: f"![{name}]({name}.svg)")
     (folder / "evidence.md").write_text(f"# Does RB-FT beat Direct-SFT? The miniature world’s answer\n\n{page}")
     section = ReportSection("Does RB-FT beat Direct-SFT? Miniature world", _html(_render(context, lambda name: f"FIGURE-{name}"), figures))
@@ -86,7 +87,7 @@ def _context(
     config = runs[0].config
     headline, counts = protocol.headline, [*protocol.label_counts, protocol.sizes["train"]]
     curves = label_curve(study, protocol.curve_systems, protocol.label_counts, protocol.sizes["train"], METRIC)
-    slots = [slot_scores(plain, writer) for writer in plain[0].rationales]
+    slots = [slot_scores(plain, writer, config.task) for writer in plain[0].rationales]
     title_labels = runs[-1].config.task.labels
     return {
         "verdict": verdict(protocol, study),
@@ -184,7 +185,7 @@ def _system_row(study: Study, system: str) -> dict[str, str]:
 
 def _slot_row(scores: SlotScores) -> dict[str, Any]:
     title = "base model" if scores.writer == BASE else f"{system_title(scores.writer)}, after stage 1"
-    shares = [*(scores.right[name] for name in SLOT_NAMES), scores.right["overall"], scores.ended, scores.complete]
+    shares = [*(scores.right[name] for name in SLOT_NAMES), scores.right["overall"], scores.passed["all"]]
     return {"title": title, "cells": [_percent(share) for share in shares]}
 
 
@@ -212,7 +213,7 @@ def _loss_figure(runs: Sequence[Run]) -> Markup:
     return beside(plots)
 
 
-def _numbers(protocol: Protocol, study: Study, titled_study: Study, plain: Sequence[World]) -> dict[str, Any]:
+def _numbers(protocol: Protocol, study: Study, titled_study: Study, plain: Sequence[World], task: Task) -> dict[str, Any]:
     def all_of(found: Study) -> dict[str, Any]:
         return {
             system: {metric: dataclasses.asdict(found.estimate(system, metric)) for metric in found.metrics} for system in found.systems
@@ -227,7 +228,7 @@ def _numbers(protocol: Protocol, study: Study, titled_study: Study, plain: Seque
         },
         "systems": all_of(study),
         "titled_systems": all_of(titled_study),
-        "slots": [dataclasses.asdict(slot_scores(plain, writer)) for writer in plain[0].rationales],
+        "slots": [dataclasses.asdict(slot_scores(plain, writer, task)) for writer in plain[0].rationales],
         "disagreements": [dataclasses.asdict(row) for row in disagreements(plain, protocol.headline.system, protocol.headline.baseline)],
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from miniature.analysis import BASE, Truth, World, disagreements, label_curve, slot_scores
+from miniature.base import load_task
 from miniature.evaluate import DEVELOPMENT_WORLD
 from miniature.protocol import VISION_SHARE, load_protocol, open_run
 from miniature.world import Slots
@@ -82,12 +83,12 @@ def test_disagreements_count_who_alone_is_right_by_class_severity_and_slot() -> 
     assert sum(row.num_clips for row in found if row.aspect == "combination") == 4
 
 
-def test_slot_scores_count_right_slots_cut_texts_and_missing_values() -> None:
+def test_slot_scores_count_right_slots_and_what_passes_the_gates() -> None:
     n = "normal"
-    scores = slot_scores([world(baseline=[n] * 4, system=[n] * 4)], BASE)
+    scores = slot_scores([world(baseline=[n] * 4, system=[n] * 4)], BASE, load_task())
     assert scores.right["subject"] == 0.5  # a and c
     assert scores.right["attribute"] == 0.5 and scores.right["action"] == 0.5
-    assert (scores.ended, scores.complete, scores.num_clips) == (0.75, 0.75, 4)  # "cat" is no subject of this world
+    assert (scores.passed["not_cut_off"], scores.passed["all"], scores.num_clips) == (0.75, 0.75, 4)
 
 
 def test_the_label_curve_ends_at_the_systems_with_all_labels() -> None:

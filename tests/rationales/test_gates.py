@@ -1,0 +1,80 @@
+"""Gates on rationales: golden strings for each, and properties that hold for any text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miniature.base import load_task
+from miniature.world import all_captions
+from rbft.rationales.gates import GATES, check_rationale, pass_rates, repeated_share
+from rbft.records import Rationale
+
+TASK = load_task().model_copy(update={"label_aliases": {"Vague Abnormal": "abnormal"}})
+GOOD = "Subjects: there is a dog.\nAttributes: it looks red.\nActions: it climbs up.\nScenes: this is the porch."
+
+
+def written(text: str | None, finish_reason: str = "stop") -> Rationale:
+    return Rationale("v", 0, text, finish_reason=finish_reason, error_code=None if text is not None else "video_decode")
+
+
+def test_a_good_rationale_passes_all() -> None:
+    assert check_rationale(written(GOOD), TASK) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        ("", ["not_empty", "has_sections"]),
+        ("A dog.", ["not_empty", "has_sections"]),
+        (GOOD.replace("\nScenes: this is the porch.", ""), ["has_sections"]),
+        (GOOD.replace("this is the porch.", ""), ["has_sections"]),
+        (GOOD + " it climbs up the wall" * 20, ["not_repeating"]),
+        (GOOD + " This is abnormal.", ["names_no_label"]),
+        (GOOD + " All of it is Vague  abnormal", ["names_no_label"]),
+        (GOOD + "\nI'm sorry, but I can't help with that.", ["no_refusal"]),
+        (GOOD + "\nAs an AI, I have no opinion.", ["no_refusal"]),
+        (GOOD + "\nI cannot clearly see the video.", ["no_refusal"]),
+        (GOOD + "\nNo video was provided.", ["no_refusal"]),
+        # What only looks like one of these:
+        (GOOD + " An abnormality of gait; a sub-normal pace.", []),
+        (GOOD + " The dog cannot reach the door, and a man says he is sorry.", []),
+        (GOOD + " It climbs up. It climbs up.", []),
+    ],
+)
+def test_each_gate_stops_what_it_is_for(text: str, failed: list[str]) -> None:
+    assert check_rationale(written(text), TASK) == failed
+
+
+def test_a_text_cut_by_the_token_limit_does_not_pass() -> None:
+    assert check_rationale(written(GOOD, "length"), TASK) == ["not_cut_off"]
+
+
+def test_an_error_row_passes_nothing() -> None:
+    assert check_rationale(written(None), TASK) == ["error"]
+
+
+def test_rates_count_error_rows_and_all_gates_together() -> None:
+    rates = pass_rates([written(GOOD), written(GOOD, "length"), written("A dog."), written(None)], TASK)
+    assert rates["all"] == 0.25 and rates["not_cut_off"] == 0.5 and rates["no_refusal"] == 0.75 and rates["has_sections"] == 0.5
+    assert list(rates) == [*GATES, "all"] and pass_rates([], TASK) == {}
+
+
+def test_every_true_caption_of_the_miniature_passes() -> None:
+    lines = [[line for line in all_captions() if line.startswith(dimension.heading)] for dimension in TASK.dimensions]
+    for number in range(max(map(len, lines))):
+        text = "\n".join(of_heading[number % len(of_heading)] for of_heading in lines)
+        assert check_rationale(written(text), TASK) == [], text
+
+
+@given(st.text())
+def test_any_text_gets_an_answer(text: str) -> None:
+    assert set(check_rationale(written(text), TASK)) <= set(GATES)
+    assert 0 <= repeated_share(text) < 1
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=5, max_size=60))
+def test_saying_it_twice_never_lowers_the_repeated_share(words: list[str]) -> None:
+    text = " ".join(words)
+    assert repeated_share(f"{text} {text}") >= repeated_share(text)
