@@ -92,14 +92,7 @@ def write_test_rationales(runs: Sequence[Run]) -> None:
     total = sum(len(item.examples) for item in work)
     if total:
         say(f"test rationales: {total}, by transformers")
-        progress = Progress("test rationales", "clips", total)
-        done_rows = [0]
-
-        def on_block(_: str, num_rows: int, __: int) -> None:
-            done_rows[0] += num_rows
-            progress.update(done_rows[0])
-
-        run_inference(runs[0].config, "hf", work, on_block)
+        run_inference(runs[0].config, "hf", work, Progress("test rationales", "clips", total))
 
 
 def read_world(run: Run, folder: Path) -> World:

@@ -80,15 +80,9 @@ def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
     if total:
         say(f"evaluate: scoring {total} clips with {engine}")
         progress = Progress("evaluate", "clips", total)
-        done = [0]
-
-        def on_block(folder: str, num_rows: int, num_errors: int) -> None:
-            done[0] += num_rows
-            progress.update(done[0])
-
         # A vLLM engine is started for each model anyway; plain models take turns in the same processes.
         groups = [[item] for item in work] if engine == "vllm" else [work]
-        runs[0].note_start("evaluate", sum(run_inference(runs[0].config, engine, group, on_block) for group in groups))
+        runs[0].note_start("evaluate", sum(run_inference(runs[0].config, engine, group, progress) for group in groups))
     for run, system in wanted:
         finish_predictions(run, system, engine)
 
@@ -109,7 +103,7 @@ def explain(run: Run, system: str, examples: Sequence[Example]) -> dict[str, Rat
     if pending:
         say(f"report: asking {system} for {len(pending)} rationales")
         work = Work("rationale", folder, pending, _model(run, system), run.config.task, {"system": system})
-        run_inference(run.config, engine, [work], lambda *_: None)
+        run_inference(run.config, engine, [work])
     wanted = {example.id for example in examples}
     return {row.id: row for row in rationales_from_table(rows.read_parts(folder, rationale_schema())) if row.id in wanted}
 

@@ -62,14 +62,7 @@ def _infer(run: Run, work: list[Work]) -> float:
     total = sum(len(item.examples) for item in work)
     say(f"generate: starting {run.config.engine.num_actors} vLLM engine(s) for {total} videos")
     progress = Progress("generate" if all(item.kind == "rationale" for item in work) else "generate and zero-shot", "videos", total)
-    counts = {"done": 0, "errors": 0}
-
-    def on_block(_: str, num_rows: int, num_errors: int) -> None:
-        counts["done"] += num_rows
-        counts["errors"] += num_errors
-        progress.update(counts["done"], f"{counts['errors']} errors" if counts["errors"] else "")
-
-    return run_inference(run.config, "vllm", work, on_block)
+    return run_inference(run.config, "vllm", work, progress)
 
 
 def read_rationales(run: Run) -> list[Rationale]:

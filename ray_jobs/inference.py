@@ -13,12 +13,13 @@ import json
 import os
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from ray_jobs.progress import Progress
 from ray_jobs.ray_runtime import ensure_ray, reason
 from rbft import rows
 from rbft.config import ModelConfig, RunConfig
@@ -51,8 +52,8 @@ class Work:
     provenance: dict[str, Any]
 
 
-def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], on_block: Callable[[str, int, int], None]) -> float:
-    """Do all of `work`; `on_block(folder, rows, errors)` is called as blocks end. `config` says how: engine, frames, sampling, seed.
+def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], progress: Progress | None = None) -> float:
+    """Do all of `work`, and tell `progress` as blocks end. `config` says how: engine, frames, sampling, seed.
 
     An actor loads a model when a block asks for another than it has, so work should be ordered by model.
     Comes back with the seconds until the first block was done, which are mostly the start of Ray and engines.
@@ -90,7 +91,8 @@ def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], o
     try:
         for row in results.iter_rows():
             first_block_s = first_block_s or time.monotonic() - started
-            on_block(row["folder"], row["num_rows"], row["num_errors"])
+            if progress is not None:
+                progress.add(row["num_rows"], row["num_errors"])
     except ray.exceptions.RayError as error:
         raise JobError(f"inference stopped: {reason(error)}; what was done is kept, submit the job again to go on") from error
     return first_block_s
@@ -122,7 +124,7 @@ class EngineActor:
                 os._exit(1)
             rows.write_part(block["folder"], table)
             num_errors = table.num_rows - table["error_code"].null_count
-            yield {"folder": [block["folder"]], "num_rows": [table.num_rows], "num_errors": [num_errors]}
+            yield {"num_rows": [table.num_rows], "num_errors": [num_errors]}
 
     async def _do(self, block: dict[str, Any]) -> pa.Table:
         engine = await self._acquire(ModelConfig.model_validate(block["model"]))

@@ -19,23 +19,24 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """How far a step is and how long it still takes. The last step is always said."""
+    """How far a step is and how long it still takes. The end is always said."""
 
-    def __init__(self, step: str, unit: str, total: int, done: int = 0) -> None:
+    def __init__(self, step: str, unit: str, total: int) -> None:
         self._step, self._unit, self._total = step, unit, total
-        self._first = self._done = done
+        self._done = self._errors = 0
         self._started = time.monotonic()
         self._said = 0.0
 
-    def update(self, done: int, note: str = "") -> None:
-        """`done` of `total` units are done."""
-        self._done = done
+    def add(self, num_done: int, num_errors: int = 0) -> None:
+        """So many more units are done, so many of them with an error."""
+        self._done += num_done
+        self._errors += num_errors
         now = time.monotonic()
-        if done < self._total and now - self._said < SAY_EVERY_S:
+        if self._done < self._total and now - self._said < SAY_EVERY_S:
             return
         self._said = now
         elapsed_s = now - self._started
-        fresh = done - self._first
-        rate = fresh / elapsed_s if elapsed_s > 0 else 0.0
-        left = f", {duration((self._total - done) / rate)} left" if rate > 0 and done < self._total else ""
-        say(f"{self._step}: {done}/{self._total} {self._unit}, {rate:.1f}/s{left}{f' ({note})' if note else ''}")
+        rate = self._done / elapsed_s if elapsed_s > 0 else 0.0
+        left = f", {duration((self._total - self._done) / rate)} left" if rate > 0 and self._done < self._total else ""
+        errors = f" ({self._errors} errors)" if self._errors else ""
+        say(f"{self._step}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s{left}{errors}")
