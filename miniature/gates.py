@@ -37,7 +37,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def command() -> int:
-        result = check_gates(load_protocol(arguments.protocol), arguments.out)
+        protocol = load_protocol(arguments.protocol)
+        result = judge(protocol, run_trials(protocol, arguments.out), base_slots())
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
         print(f"\n{describe(result)}\nwritten to {RESULT}")
         return 0 if all(gate["holds"] for gate in result["gates"].values()) else 1
@@ -45,9 +46,11 @@ def main() -> None:
     raise SystemExit(run_command(command))
 
 
-def check_gates(protocol: Protocol, folder: Path) -> dict[str, Any]:
-    """Slots, trials of rates, headroom, and whether each gate holds."""
-    trials = run_trials(protocol, folder)
+def judge(protocol: Protocol, trials: dict[float, Study], slots: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Every system's trials, its best rate, the headroom, and whether each gate holds.
+
+    `trials` maps a rate to the study of all systems at that rate, `slots` a domain to the shares of slots the base names rightly.
+    """
     estimates = {
         system: {rate: study.estimate(system, METRIC) for rate, study in trials.items()}
         for system in protocol.systems
@@ -55,7 +58,6 @@ def check_gates(protocol: Protocol, folder: Path) -> dict[str, Any]:
     }
     best = {system: max(by_rate, key=lambda rate: by_rate[rate].value) for system, by_rate in estimates.items()}
     headroom = _across(trials, ORACLE, best[ORACLE], BASELINE, best[BASELINE])
-    slots = base_slots()
     wanted = protocol.gates
     low, high = wanted.target_slots
     return {
