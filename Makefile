@@ -40,7 +40,7 @@ base: setup  ## train the miniature's base model again (about an hour on two cor
 gates: setup  ## check on development worlds what the experiment needs, and try the learning rates (half an hour on two cores)
 	$(PYTHON) -m miniature.gates
 
-evidence: setup  ## does RB-FT beat Direct-SFT? the frozen experiment on fresh worlds (about an hour on two cores; goes on where it stopped)
+evidence: setup  ## does RB-FT beat Direct-SFT? the experiment on fresh worlds (about an hour on two cores; goes on where it stopped)
 	$(PYTHON) -m miniature.evidence
 
 clean:  ## remove caches and builds; .venv and runs/ stay

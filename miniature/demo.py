@@ -10,10 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from miniature.slots import SLOT_NAMES, score
-from miniature.world import Slots, sample_world
+from miniature.analysis import read_truth
+from miniature.slots import score
+from miniature.world import sample_world
 from miniature.write import write_world
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,9 +50,9 @@ def add_slots(summary_path: Path, rationales: dict[str, str]) -> None:
 
     "target" is measured on this run's rationales (id -> text), "general" is what `miniature.base` measured and wrote down.
     """
-    truth = {row["id"]: Slots(*(row[name] for name in SLOT_NAMES)) for row in pq.read_table(WORLD / "truth.parquet").to_pylist()}
+    truth = read_truth(WORLD)
     provenance = json.loads((ROOT / "miniature/model/provenance.json").read_text())
-    target = score(list(rationales.values()), [truth[id_] for id_ in rationales])
+    target = score(list(rationales.values()), [truth[id_].slots for id_ in rationales])
     summary = json.loads(summary_path.read_text())
     summary["base_slots"] = {"general": provenance["slots"]["general"], "target": target}
     summary_path.write_text(json.dumps(summary, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""`make evidence`: the frozen protocol on five fresh worlds and the titled one. `python -m miniature.evidence`
+"""`make evidence`: the protocol on five fresh worlds and the titled one. `python -m miniature.evidence`
 
     worlds -> rationales (one vLLM engine for all worlds) -> all stages of all systems (the same two DeepSpeed workers) -> predictions
     and test rationales (transformers, one process) -> evidence.json, evidence.md, report.html

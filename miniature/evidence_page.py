@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from miniature.analysis import BASE, SlotScores, World, disagreements, label_curve, slot_scores
+from miniature.analysis import BASE, Disagreement, SlotScores, World, disagreements, label_curve, slot_scores
 from miniature.protocol import Protocol
 from miniature.slots import SLOT_NAMES
 from ray_jobs.run import Run
@@ -24,9 +25,35 @@ from rbft.evaluation.report import write_report
 from rbft.evaluation.report_data import ReportData, ReportSection
 from rbft.evaluation.study import Estimate, Study, make_study
 from rbft.evaluation.tables import METRIC_TITLES, duration, interval, points, system_title
-from rbft.task import Task
 
 METRIC = "balanced_accuracy"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the page and evidence.json say, made once."""
+
+    study: Study
+    titled_study: Study
+    """Of the titled world alone."""
+    curves: dict[str, dict[int, Estimate]]
+    """System -> number of labels -> `METRIC`."""
+    slots: list[SlotScores]
+    disagreements: list[Disagreement]
+
+
+def find(protocol: Protocol, runs: Sequence[Run], worlds: Sequence[World]) -> Findings:
+    """The findings of finished worlds, the titled one last."""
+    *plain, titled = worlds
+    task, headline = runs[0].config.task, protocol.headline
+    study = make_study([world.predictions for world in plain], task.labels)
+    return Findings(
+        study,
+        make_study([titled.predictions], runs[-1].config.task.labels),
+        label_curve(study, protocol.curve_systems, protocol.label_counts, protocol.sizes["train"], METRIC),
+        [slot_scores(plain, writer, task) for writer in plain[0].rationales],
+        disagreements(plain, headline.system, headline.baseline),
+    )
 
 
 def write_results(protocol: Protocol, folder: Path, runs: Sequence[Run], worlds: Sequence[World], report: ReportData) -> None:
@@ -34,15 +61,12 @@ def write_results(protocol: Protocol, folder: Path, runs: Sequence[Run], worlds:
 
     `runs` and `worlds` end with the titled world; `report` is the first world's, which the section is put before.
     """
-    *plain, titled = worlds
-    labels = runs[0].config.task.labels
-    study = make_study([world.predictions for world in plain], labels)
-    titled_study = make_study([titled.predictions], runs[-1].config.task.labels)
-    figures = {"label-curve": _curve_figure(protocol, study), "losses": _loss_figure(runs[:-1])}
-    context = _context(protocol, runs, plain, titled, study, titled_study)
+    found = find(protocol, runs, worlds)
+    figures = {"label-curve": _curve_figure(found.curves), "losses": _loss_figure(runs[:-1])}
+    context = _context(protocol, runs, worlds, found)
     for name, svg in figures.items():
         (folder / f"{name}.svg").write_text(standalone(svg))
-    (folder / "evidence.json").write_text(json.dumps(_numbers(protocol, study, titled_study, plain, runs[0].config.task), indent=2) + "\n")
+    (folder / "evidence.json").write_text(json.dumps(_numbers(protocol, found), indent=2) + "\n")
     page = _render(context, lambda name: f"![{name}]({name}.svg)")
     (folder / "evidence.md").write_text(f"# Does RB-FT beat Direct-SFT? The miniature world’s answer\n\n{page}")
     section = ReportSection("Does RB-FT beat Direct-SFT? Miniature world", _html(_render(context, lambda name: f"FIGURE-{name}"), figures))
@@ -56,9 +80,11 @@ def verdict(protocol: Protocol, study: Study) -> str:
     difference = study.difference(headline.system, headline.baseline, headline.metric)
     names = f"{system_title(headline.system)} − {system_title(headline.baseline)}"
     said = f"{names}: {_points(difference)} points of {METRIC_TITLES[headline.metric]}."
+    if not protocol.frozen:
+        said += " A rehearsal: the protocol is not frozen yet."
     if not difference.excludes_zero:
         return f"No effect shown. {said}"
-    return f"RB-FT is {'better' if difference.value > 0 else 'worse'}. {said}"
+    return f"{system_title(headline.system)} is {'better' if difference.value > 0 else 'worse'}. {said}"
 
 
 def _render(context: dict[str, Any], figure: Any) -> str:
@@ -81,13 +107,9 @@ def _html(markdown: str, figures: dict[str, Markup]) -> Markup:
     return Markup(html)  # made above from our own template, with HTML in the text escaped
 
 
-def _context(
-    protocol: Protocol, runs: Sequence[Run], plain: Sequence[World], titled: World, study: Study, titled_study: Study
-) -> dict[str, Any]:
-    config = runs[0].config
+def _context(protocol: Protocol, runs: Sequence[Run], worlds: Sequence[World], found: Findings) -> dict[str, Any]:
+    config, study, titled = runs[0].config, found.study, worlds[-1]
     headline, counts = protocol.headline, [*protocol.label_counts, protocol.sizes["train"]]
-    curves = label_curve(study, protocol.curve_systems, protocol.label_counts, protocol.sizes["train"], METRIC)
-    slots = [slot_scores(plain, writer, config.task) for writer in plain[0].rationales]
     title_labels = runs[-1].config.task.labels
     return {
         "verdict": verdict(protocol, study),
@@ -98,37 +120,31 @@ def _context(
         "labels": config.task.labels,
         "systems": [_system_row(study, system) for system in protocol.systems],
         "questions": [_question(study, *question) for question in _questions(protocol)],
-        "readings": _readings(protocol, study, slots),
+        "readings": _readings(study, found.slots),
         "counts": counts,
-        "curve": [{"title": system_title(system), "cells": [_share(curve[count]) for count in counts]} for system, curve in curves.items()],
-        "slots": [_slot_row(scores) for scores in slots],
-        "slot_clips": slots[0].num_clips // len(plain),
+        "curve": [
+            {"title": system_title(system), "cells": [_share(curve[count]) for count in counts]} for system, curve in found.curves.items()
+        ],
+        "slots": [_slot_row(scores) for scores in found.slots],
+        "slot_clips": found.slots[0].num_clips // study.num_repetitions,
         "system": system_title(headline.system),
         "baseline": system_title(headline.baseline),
         "disagreements": [
-            {
-                "aspect": row.aspect,
-                "value": row.value,
-                "num_clips": row.num_clips,
-                "only_system": row.only_system,
-                "only_baseline": row.only_baseline,
-                "net": points((row.only_system - row.only_baseline) / row.num_clips),
-            }
-            for row in disagreements(plain, headline.system, headline.baseline)
+            dataclasses.asdict(row) | {"net": points((row.only_system - row.only_baseline) / row.num_clips)} for row in found.disagreements
         ],
         "titled": {
             "seed": titled.seed,
             "labels": title_labels,
             "shares": _class_shares(titled, title_labels),
-            "systems": [_system_row(titled_study, system) for system in protocol.systems],
-            "difference": _difference_sentence(titled_study, headline.system, headline.baseline, "macro_f1"),
+            "systems": [_system_row(found.titled_study, system) for system in protocol.systems],
+            "difference": _difference_sentence(found.titled_study, headline.system, headline.baseline, "macro_f1"),
         },
         "machine": f"{os.cpu_count()} CPU cores",
         "wall": ", ".join(f"{step} {duration(seconds)}" for step, seconds in runs[0].fact("wall_s", {}).items()),
         "workers": config.training.num_workers,
         "epochs": config.training.rationale_epochs,
         "batch": config.training.global_batch_size,
-        "num_models": len(plain) * (len(protocol.all_systems) - 1) + len(protocol.systems) - 1,
+        "num_models": study.num_repetitions * (len(protocol.all_systems) - 1) + len(protocol.systems) - 1,
         "rates": ", ".join(f"{system} {rate:g}" for system, rate in protocol.rates.items()),
         "versions": ", ".join(f"{package} {version}" for package, version in runs[0].fact("versions").items()),
     }
@@ -156,7 +172,7 @@ def _question(study: Study, question: str, system: str, baseline: str) -> dict[s
     }
 
 
-def _readings(protocol: Protocol, study: Study, slots: Sequence[SlotScores]) -> list[str]:
+def _readings(study: Study, slots: Sequence[SlotScores]) -> list[str]:
     """What follows from the controls, in words that the numbers choose."""
 
     def relation(system: str, baseline: str) -> str:
@@ -195,8 +211,7 @@ def _class_shares(world: World, labels: Sequence[str]) -> str:
     return ", ".join(f"{label} {100 * counts[label] / len(rows):.0f} %" for label in labels)
 
 
-def _curve_figure(protocol: Protocol, study: Study) -> Markup:
-    curves = label_curve(study, protocol.curve_systems, protocol.label_counts, protocol.sizes["train"], METRIC)
+def _curve_figure(curves: dict[str, dict[int, Estimate]]) -> Markup:
     series = [
         Series(system_title(system), tuple((str(count), e.value, e.ci95) for count, e in curve.items())) for system, curve in curves.items()
     ]
@@ -213,23 +228,23 @@ def _loss_figure(runs: Sequence[Run]) -> Markup:
     return beside(plots)
 
 
-def _numbers(protocol: Protocol, study: Study, titled_study: Study, plain: Sequence[World], task: Task) -> dict[str, Any]:
-    def all_of(found: Study) -> dict[str, Any]:
+def _numbers(protocol: Protocol, found: Findings) -> dict[str, Any]:
+    def all_of(study: Study) -> dict[str, Any]:
         return {
-            system: {metric: dataclasses.asdict(found.estimate(system, metric)) for metric in found.metrics} for system in found.systems
+            system: {metric: dataclasses.asdict(study.estimate(system, metric)) for metric in study.metrics} for system in study.systems
         }
 
     return {
         "protocol": protocol.model_dump(mode="json"),
-        "verdict": verdict(protocol, study),
+        "verdict": verdict(protocol, found.study),
         "differences": {
-            f"{system} - {baseline}": dataclasses.asdict(study.difference(system, baseline, METRIC))
+            f"{system} - {baseline}": dataclasses.asdict(found.study.difference(system, baseline, METRIC))
             for _, system, baseline in _questions(protocol)
         },
-        "systems": all_of(study),
-        "titled_systems": all_of(titled_study),
-        "slots": [dataclasses.asdict(slot_scores(plain, writer, task)) for writer in plain[0].rationales],
-        "disagreements": [dataclasses.asdict(row) for row in disagreements(plain, protocol.headline.system, protocol.headline.baseline)],
+        "systems": all_of(found.study),
+        "titled_systems": all_of(found.titled_study),
+        "slots": [dataclasses.asdict(scores) for scores in found.slots],
+        "disagreements": [dataclasses.asdict(row) for row in found.disagreements],
     }
 
 

@@ -1,4 +1,4 @@
-"""The frozen experiment: which worlds, systems and rates. `protocol.yaml` is the protocol; this reads it and makes runs of it."""
+"""The experiment: which worlds, systems and rates. `protocol.yaml` is the protocol; this reads it and makes runs of it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class Protocol(_Model):
     """What `protocol.yaml` says; its comments say why."""
 
     name: str
+    frozen: bool
+    """Whether everything in it is final; a run of one that is not is a rehearsal, and its page says so."""
     worlds: tuple[int, ...]
     title_world: int
     sizes: dict[str, int]
@@ -85,7 +87,6 @@ def open_run(
     rates: dict[str, float],
     split: str = "test",
     task: str = "miniature",
-    overrides: Sequence[str] = (),
 ) -> Run:
     """The run `<folder>/<name>` on target world `seed`, whose clips are drawn to `<folder>/worlds` unless they are there.
 
@@ -110,7 +111,7 @@ def open_run(
         f"evaluation.systems={yaml.safe_dump(list(systems), default_flow_style=True)}",
         f"evaluation.split={split}",
         f"training.per_system={yaml.safe_dump(learning, default_flow_style=True, width=10_000)}",
-        "training.gradient_checkpointing=false",  # the same weights, a quarter of the time saved
+        "training.gradient_checkpointing=false",  # memory is not short at this size
         "training.checkpoint_every_steps=1000",  # a stage takes seconds: one that is cut short starts again
     ]
-    return Run(load_config(ROOT / "configs/miniature.yaml", [*settings, *overrides]))
+    return Run(load_config(ROOT / "configs/miniature.yaml", settings))

@@ -6,7 +6,7 @@
     rb-ft-shuffled          control: stage 1 on rationales of other videos; what is left is format and compute
     rb-ft-human             ceiling: stage 1 on the manifest's human text instead of the model's
     rb-ft-unlabelled        beyond the paper: stage 1 also takes the training videos without a label (readings, 10)
-    <any of these>@N        with the labels of N training videos only, the same N for all systems: a label curve
+    <any that learns>@N     with the labels of N training videos only, the same N for all systems: a label curve
 
 With `@N` stage 1 sees the same N videos (as in the paper), except for `rb-ft-unlabelled@N`, where it sees all.
 """

@@ -1,1 +1,1 @@
-"""Rationales: the worker that makes them, and the folder they are kept in."""
+"""Rationales: the worker that makes them, the gates that judge their text, and their table."""
