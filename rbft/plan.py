@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rbft.config import RunConfig
+from rbft.config import OptimiserConfig, RunConfig
 from rbft.data.source import read_examples
 from rbft.errors import RBFTError, VideoError
 from rbft.models.shape import ModelShape, read_model_shape
@@ -86,6 +86,7 @@ class TrainingStep:
     epochs: int
     num_steps: int | None
     """Optimiser steps."""
+    optimiser: OptimiserConfig
     tokens: SampleTokens
     memory: tuple[TrainingMemory, TrainingMemory] | None
     """On one worker, with samples of typical and of largest size; None where the model's shape is unknown."""
@@ -134,10 +135,13 @@ def build_plan(config: RunConfig) -> Plan:
         told = count(labelled) if system.num_labels is None else system.num_labels
         if system.rationales is not None:
             seen = count(cohort) if system.unlabelled_too else told
-            steps.append(_training(f"train {system.name}, stage 1 (rationales)", seen, training.rationale_epochs, config, shape, rationale))
+            optimiser = training.optimiser(system.name, "rationale")
+            name = f"train {system.name}, stage 1 (rationales)"
+            steps.append(_training(name, seen, training.rationale_epochs, optimiser, config, shape, rationale))
         if system.classify_times:
             name = f"train {system.name}{', stage 2' if system.rationales else ''} (labels)"
-            steps.append(_training(name, told, system.classify_times * training.classify_epochs, config, shape, classify))
+            epochs, optimiser = system.classify_times * training.classify_epochs, training.optimiser(system.name, "classify")
+            steps.append(_training(name, told, epochs, optimiser, config, shape, classify))
     systems = config.evaluation.systems
     name = f"evaluate {', '.join(systems)}"
     steps.append(InferenceStep(name, count(asked), len(systems), config.evaluation.engine, engine.num_actors, engine.num_gpus, classify))
@@ -251,7 +255,13 @@ def _answer_tokens(labels: Sequence[str], adapter: ChatAdapter | None) -> int:
 
 
 def _training(
-    name: str, num_samples: int | None, epochs: int, config: RunConfig, shape: ModelShape | None, tokens: SampleTokens
+    name: str,
+    num_samples: int | None,
+    epochs: int,
+    optimiser: OptimiserConfig,
+    config: RunConfig,
+    shape: ModelShape | None,
+    tokens: SampleTokens,
 ) -> TrainingStep:
     batch = config.training.global_batch_size
     num_steps = None if num_samples is None else epochs * math.ceil(num_samples / batch)
@@ -260,7 +270,7 @@ def _training(
         typical = SampleSize(tokens.prompt.typical + tokens.answer, tokens.video.typical, tokens.answer)
         most = SampleSize(tokens.prompt.most + tokens.answer, tokens.video.most, tokens.answer)
         memory = (training_memory(shape, config.training, typical), training_memory(shape, config.training, most))
-    return TrainingStep(name, num_samples, epochs, num_steps, tokens, memory)
+    return TrainingStep(name, num_samples, epochs, num_steps, optimiser, tokens, memory)
 
 
 def _counts(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
@@ -287,9 +297,8 @@ def format_plan(plan: Plan) -> str:
     if shape is None:
         lines.append(f"  model       {config.model.path}")
     else:
-        optimiser, vision = config.training.rationale, shape.num_vision_parameters
-        rates = f"{_count(shape.num_parameters - vision)} learn at {optimiser.lr_language:g}, {_count(vision)} at {optimiser.lr_vision:g}"
-        lines.append(f"  model       {config.model.path}: {shape.name}, {_count(shape.num_parameters)} parameters ({rates})")
+        parts = f"{_count(shape.num_parameters)} parameters, {_count(shape.num_vision_parameters)} of them in the vision tower"
+        lines.append(f"  model       {config.model.path}: {shape.name}, {parts}")
     lines.append(f"  videos      {_videos_line(plan)}")
     lines.append(f"  typical     {plan.video_source}")
     for number, step in enumerate(plan.steps, start=1):
@@ -321,8 +330,9 @@ def _training_lines(step: TrainingStep, config: RunConfig) -> list[str]:
     epochs = f"{step.epochs} epoch{'s' if step.epochs > 1 else ''}"
     workers = f"{training.num_workers} workers x {training.micro_batch_size} x {training.accumulation_steps} accumulated"
     seen = None if step.num_samples is None else step.num_samples * step.epochs
+    rates = f"learning rate {step.optimiser.lr_language:g}, in the vision tower {step.optimiser.lr_vision:g}"
     lines = [
-        f"{_known(step.num_samples)} samples x {epochs} = {_known(step.num_steps)} optimiser steps",
+        f"{_known(step.num_samples)} samples x {epochs} = {_known(step.num_steps)} optimiser steps, {rates}",
         f"global batch {training.global_batch_size} = {workers}; {_devices(training.num_workers, training.num_gpus)}, {training.precision}",
         _tokens_line(step.tokens, seen),
     ]

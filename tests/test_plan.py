@@ -95,6 +95,18 @@ def test_unlabelled_videos_join_generation_and_stage_1_only_where_asked_for(repo
     assert step(plan, "stage 2").num_samples == NUM_TRAIN
 
 
+def test_a_system_with_rates_of_its_own_says_so(repository: Path, manifest: Path, tiny_model: Path) -> None:
+    own = "training.per_system={rb-ft: {classify: {lr_language: 3.0e-4, lr_vision: 6.0e-5}}}"
+    lines = format_plan(build_plan(config_of(repository, manifest, tiny_model, own))).splitlines()
+    rates = {
+        line.split("train ")[1]: lines[number + 1].partition("optimiser steps, ")[2]
+        for number, line in enumerate(lines)
+        if "train " in line
+    }
+    assert rates["rb-ft, stage 2 (labels)"] == "learning rate 0.0003, in the vision tower 6e-05"
+    assert rates["rb-ft, stage 1 (rationales)"] == rates["direct-sft-1 (labels)"] != rates["rb-ft, stage 2 (labels)"]
+
+
 def test_only_the_systems_asked_for_are_planned(repository: Path, manifest: Path, tiny_model: Path) -> None:
     plan = build_plan(config_of(repository, manifest, tiny_model, "evaluation.systems=[zero-shot, direct-sft-2]"))
     assert [step.name for step in plan.steps] == ["train direct-sft-2 (labels)", "evaluate zero-shot, direct-sft-2"]
