@@ -52,7 +52,7 @@ class BaseConfig:
     tower_steps: int = 800
     tower_batch: int = 32
     tower_rate: float = 1e-3
-    caption_steps: int = 6000
+    caption_steps: int = 5000
     caption_batch: int = 16
     slot_weight: float = 0.5
     """Weight of the slots' own loss beside the captions': without it the tower forgets subjects faster than captions teach them."""
@@ -62,8 +62,6 @@ class BaseConfig:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     ema_decay: float = 0.999
-    stop_at: float = 0.99
-    """Training ends at the next look when the share of right slots on held-out general clips is above this."""
     look_every: int = 1000
     look_clips: int = 96
     final_clips: int = 512
@@ -287,8 +285,6 @@ def train_captions(
     progress = Progress("captions", first, config.caption_steps)
     right: dict[str, float] = {}
     for step in range(first, config.caption_steps):
-        if looks and looks[-1]["general"] >= config.stop_at:
-            break
         rng = np.random.default_rng(derived_seed(config.seed, "base/captions", step))
         numbers = rng.integers(clips.num_clips, size=config.caption_batch)
         batch = conversations.collate([conversations.draw(clips.slots[n], rng) for n in numbers])

@@ -60,12 +60,12 @@ def run_protocol(protocol: Protocol, folder: Path) -> None:
 def open_runs(protocol: Protocol, folder: Path) -> list[Run]:
     """A run a world, the titled world last; it has the table's systems only."""
     plain = [
-        open_run(folder, f"world-{seed}", seed, protocol.sizes, systems=protocol.all_systems, rates=protocol.rates)
+        open_run(folder, f"world-{seed}", seed, protocol.sizes, systems=protocol.all_systems, learning=protocol.learning)
         for seed in protocol.worlds
     ]
     seed = protocol.title_world
     titled = open_run(
-        folder, f"titles-{seed}", seed, protocol.sizes, systems=protocol.systems, rates=protocol.rates, task="miniature-titles"
+        folder, f"titles-{seed}", seed, protocol.sizes, systems=protocol.systems, task="miniature-titles", learning=protocol.learning
     )
     return [*plain, titled]
 

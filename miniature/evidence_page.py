@@ -145,7 +145,7 @@ def _context(protocol: Protocol, runs: Sequence[Run], worlds: Sequence[World], f
         "epochs": config.training.rationale_epochs,
         "batch": config.training.global_batch_size,
         "num_models": study.num_repetitions * (len(protocol.all_systems) - 1) + len(protocol.systems) - 1,
-        "rates": ", ".join(f"{system} {rate:g}" for system, rate in protocol.rates.items()),
+        "rates": ", ".join(f"{system} {rate:g}" for system, rate in protocol.learning.rates.items()),
         "versions": ", ".join(f"{package} {version}" for package, version in runs[0].fact("versions").items()),
     }
 

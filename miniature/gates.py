@@ -54,7 +54,7 @@ def judge(protocol: Protocol, trials: dict[float, Study], slots: dict[str, dict[
     estimates = {
         system: {rate: study.estimate(system, METRIC) for rate, study in trials.items()}
         for system in protocol.systems
-        if system in protocol.rates
+        if system in protocol.learning.rates
     }
     best = {system: max(by_rate, key=lambda rate: by_rate[rate].value) for system, by_rate in estimates.items()}
     headroom = _across(trials, ORACLE, best[ORACLE], BASELINE, best[BASELINE])
@@ -85,7 +85,7 @@ def run_trials(protocol: Protocol, folder: Path) -> dict[float, Study]:
             open_run(
                 *(folder, f"world-{seed}-rate-{rate:g}", seed, development.sizes),
                 systems=protocol.systems,
-                rates=dict.fromkeys(protocol.rates, rate),
+                learning=protocol.learning.model_copy(update={"rates": dict.fromkeys(protocol.learning.rates, rate)}),
                 split="validation",
             )
             for seed in development.worlds

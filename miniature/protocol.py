@@ -28,6 +28,25 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Learning(_Model):
+    """Peak rates of the language model; the vision tower learns at a fifth of them (paper 4.1)."""
+
+    rates: dict[SystemName, float]
+    """System -> rate for labels; `rb-ft-unlabelled` learns at `rb-ft`'s."""
+    rationale_times: float
+    """Stage 1 learns at this times the rate for labels."""
+
+    def per_system(self) -> dict[str, dict[str, dict[str, float]]]:
+        """As `training.per_system` takes them."""
+        return {
+            system: {
+                "rationale": {"lr_language": rate * self.rationale_times, "lr_vision": rate * self.rationale_times * VISION_SHARE},
+                "classify": {"lr_language": rate, "lr_vision": rate * VISION_SHARE},
+            }
+            for system, rate in ({"rb-ft-unlabelled": self.rates["rb-ft"]} | self.rates).items()
+        }
+
+
 class Headline(_Model):
     system: SystemName
     baseline: SystemName
@@ -59,8 +78,7 @@ class Protocol(_Model):
     systems: tuple[SystemName, ...]
     label_counts: tuple[int, ...]
     curve_systems: tuple[SystemName, ...]
-    rates: dict[SystemName, float]
-    """System -> peak rate of the language model, in both stages; `rb-ft-unlabelled` learns at `rb-ft`'s."""
+    learning: Learning
     development: Development
     gates: Gates
 
@@ -84,7 +102,7 @@ def open_run(
     sizes: dict[str, int],
     *,
     systems: Sequence[str],
-    rates: dict[str, float],
+    learning: Learning,
     split: str = "test",
     task: str = "miniature",
 ) -> Run:
@@ -98,10 +116,6 @@ def open_run(
     if not (world / "manifest.parquet").is_file():
         print(f"drawing {sum(sizes.values())} clips of world {seed}", flush=True)
         write_world(world, sample_world(seed, sizes, task))
-    learning = {
-        system: {stage: {"lr_language": rate, "lr_vision": rate * VISION_SHARE} for stage in ("rationale", "classify")}
-        for system, rate in ({"rb-ft-unlabelled": rates["rb-ft"]} | rates).items()
-    }
     settings = [
         f"name={name}",
         f"output_dir={folder}",
@@ -110,7 +124,7 @@ def open_run(
         f"data.manifest={world / 'manifest.parquet'}",
         f"evaluation.systems={yaml.safe_dump(list(systems), default_flow_style=True)}",
         f"evaluation.split={split}",
-        f"training.per_system={yaml.safe_dump(learning, default_flow_style=True, width=10_000)}",
+        f"training.per_system={yaml.safe_dump(learning.per_system(), default_flow_style=True, width=10_000)}",
         "training.gradient_checkpointing=false",  # memory is not short at this size
         "training.checkpoint_every_steps=1000",  # a stage takes seconds: one that is cut short starts again
     ]

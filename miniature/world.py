@@ -28,19 +28,14 @@ ACTION_GROUPS = (("still", "closer", "away"), ("up", "down", "circles"), ("right
 
 UNSEEN_COMBINATIONS = frozenset(
     {
-        ("person", "still"),
-        ("person", "away"),
         ("robot", "up"),
-        ("robot", "circles"),
         ("dog", "right"),
         ("bird", "closer"),
-        ("bird", "right"),
         ("car", "down"),
-        ("drone", "left"),
-        ("drone", "up"),
     }
 )
-"""Subject and action that the general domain never shows together: a fifth of the 48; every subject and action is in at least one."""
+"""Subject and action that the general domain never shows together, a twelfth of the 48. The base sees other subjects in them, always the
+same way, which captions do not mend: with ten of them they decided what could be learned (README)."""
 
 LABELS = ("normal", "abnormal")
 TITLE_LABELS = ("normal", "offensive", "hateful")

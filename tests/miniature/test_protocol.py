@@ -9,7 +9,7 @@ import pytest
 from miniature.analysis import BASE, Truth, World, disagreements, label_curve, slot_scores
 from miniature.base import load_task
 from miniature.evaluate import DEVELOPMENT_WORLD
-from miniature.protocol import VISION_SHARE, load_protocol, open_run
+from miniature.protocol import VISION_SHARE, Learning, load_protocol, open_run
 from miniature.world import Slots
 from rbft.evaluation.study import make_study
 from rbft.records import Prediction, Rationale
@@ -29,22 +29,22 @@ def test_no_reported_world_is_one_that_anything_was_tuned_on() -> None:
 
 def test_every_arm_had_the_same_trials_and_learns_at_a_rate_that_was_tried() -> None:
     protocol = load_protocol()
-    assert set(protocol.rates) == set(protocol.systems) - {"zero-shot"}
-    assert set(protocol.rates.values()) <= set(protocol.development.rates) and len(protocol.development.rates) == 3
+    assert set(protocol.learning.rates) == set(protocol.systems) - {"zero-shot"}
+    assert set(protocol.learning.rates.values()) <= set(protocol.development.rates) and len(protocol.development.rates) == 3
 
 
 def test_a_run_of_the_protocol_is_the_demos_with_other_data_systems_and_rates(tmp_path: Path) -> None:
-    sizes, rates = {"train": 4, "validation": 2, "test": 2}, {"rb-ft": 1e-3, "direct-sft-2": 2e-3}
-    run = open_run(tmp_path, "w", 901, sizes, systems=["rb-ft", "rb-ft-unlabelled@2", "direct-sft-2"], rates=rates)
+    sizes, learning = {"train": 4, "validation": 2, "test": 2}, Learning(rates={"rb-ft": 1e-3, "direct-sft-2": 2e-3}, rationale_times=4)
+    run = open_run(tmp_path, "w", 901, sizes, systems=["rb-ft", "rb-ft-unlabelled@2", "direct-sft-2"], learning=learning)
     training = run.config.training
     assert [len(run.split(split)) for split in sizes] == list(sizes.values())
     for system, rate in (("rb-ft", 1e-3), ("rb-ft-unlabelled@2", 1e-3), ("direct-sft-2", 2e-3)):
-        for optimiser in (training.optimiser(system, "rationale"), training.optimiser(system, "classify")):
-            assert (optimiser.lr_language, optimiser.lr_vision) == pytest.approx((rate, VISION_SHARE * rate))
+        for optimiser, peak in ((training.optimiser(system, "rationale"), 4 * rate), (training.optimiser(system, "classify"), rate)):
+            assert (optimiser.lr_language, optimiser.lr_vision) == pytest.approx((peak, VISION_SHARE * peak))
             assert (optimiser.weight_decay, optimiser.max_grad_norm) == (0.1, 1.0)
     assert (training.global_batch_size, training.rationale_epochs, training.classify_epochs) == (16, 1, 1)
     clips = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4"))
-    open_run(tmp_path, "again", 901, sizes, systems=["rb-ft"], rates=rates)
+    open_run(tmp_path, "again", 901, sizes, systems=["rb-ft"], learning=learning)
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")) == clips
 
 
