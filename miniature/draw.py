@@ -51,7 +51,7 @@ class Degradation:
 
 CAMERAS: dict[Domain, Degradation] = {
     "general": Degradation(desaturation=0.8, gamma=0.9, blur_px=1.4, noise=26.0, tilt_deg=12.0),
-    "target": Degradation(desaturation=0.3, gamma=1.6, blur_px=0.3, noise=3.0, tilt_deg=12.0),
+    "target": Degradation(desaturation=0.1, gamma=1.75, blur_px=0.3, noise=3.0, tilt_deg=3.0),
 }
 """The general domain (severity up to 0.15) has somewhat noisy cameras in daylight; the target's film in the dark."""
 
