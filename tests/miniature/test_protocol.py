@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from miniature.analysis import BASE, Truth, World, disagreements, label_curve, slot_scores
 from miniature.base import load_task
 from miniature.evaluate import DEVELOPMENT_WORLD
+from miniature.gates import RESULT as GATES_FILE
 from miniature.protocol import VISION_SHARE, Learning, load_protocol, open_run
 from miniature.world import Slots
 from rbft.evaluation.study import make_study
@@ -31,6 +33,14 @@ def test_every_arm_had_the_same_trials_and_learns_at_a_rate_that_was_tried() -> 
     protocol = load_protocol()
     assert set(protocol.learning.rates) == set(protocol.systems) - {"zero-shot"}
     assert set(protocol.learning.rates.values()) <= set(protocol.development.rates) and len(protocol.development.rates) == 3
+
+
+def test_what_the_gates_found_is_what_was_frozen() -> None:
+    """miniature/gates.json is of this protocol: its rates are the best that were tried, and every gate held before the freeze."""
+    protocol, found = load_protocol(), json.loads(GATES_FILE.read_text())
+    assert (found["protocol"], found["worlds"]) == (protocol.name, list(protocol.development.worlds))
+    assert protocol.learning.rates == found["best_rates"]
+    assert all(gate["holds"] for gate in found["gates"].values()) or not protocol.frozen
 
 
 def test_a_run_of_the_protocol_is_the_demos_with_other_data_systems_and_rates(tmp_path: Path) -> None:
