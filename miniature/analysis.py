@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import pyarrow.parquet as pq
 
-from miniature.slots import SLOT_NAMES, score
+from miniature.slots import SLOT_NAMES, parse
 from miniature.world import UNSEEN_COMBINATIONS, Slots
 from rbft.evaluation.study import Estimate, Study
 from rbft.rationales.gates import pass_rates
@@ -20,7 +21,9 @@ from rbft.records import Prediction, Rationale
 from rbft.task import Task
 
 BASE = "base"
-"""The writer of rationales that nothing was trained for."""
+"""Who wrote rationales: the base model."""
+TAUGHT = "taught"
+"""The base model as well, but of training clips: what stage 1 of RB-FT learns from."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class World:
     predictions: Mapping[str, Sequence[Prediction]]
     """System -> its predictions on the test clips."""
     rationales: Mapping[str, Sequence[Rationale]]
-    """Who wrote them -> rationales of test clips; "base", and systems after their stage 1."""
+    """Who wrote them -> rationales: `BASE` and systems after their stage 1 of the same test clips, `TAUGHT` of training clips."""
 
 
 def read_truth(folder: Path) -> dict[str, Truth]:
@@ -60,6 +63,14 @@ class SlotScores:
     writer: str
     right: dict[str, float]
     """Slot -> share named rightly, and "overall"."""
+    by_severity: dict[str, float]
+    """Quarter of severity -> share of all slots named rightly."""
+    usual_error: dict[str, tuple[str, float]]
+    """Slot -> what is most often said there when it is wrong, and its share of the wrong ones; chance would make it small."""
+    mended: float
+    """Share of slots that are right here and wrong in `BASE`'s rationale of the same clip."""
+    broken: float
+    """The reverse."""
     passed: dict[str, float]
     """Gate of `rbft.rationales.gates` -> share that passes it, and "all"."""
     num_clips: int
@@ -67,9 +78,35 @@ class SlotScores:
 
 def slot_scores(worlds: Sequence[World], writer: str, task: Task) -> SlotScores:
     """The scores of `writer`'s rationales over all worlds."""
-    rationales = [(row, world.truth[row.id].slots) for world in worlds for row in world.rationales[writer]]
-    right = score([row.text or "" for row, _ in rationales], [slots for _, slots in rationales])
-    return SlotScores(writer, right, pass_rates([row for row, _ in rationales], task), len(rationales))
+    right: dict[str, list[bool]] = {name: [] for name in SLOT_NAMES}
+    by_severity: dict[str, list[bool]] = {}
+    said_wrongly: dict[str, Counter[str]] = {name: Counter() for name in SLOT_NAMES}
+    changes: Counter[tuple[bool, bool]] = Counter()
+    for world in worlds:
+        of_base = {row.id: parse(row.text or "") for row in world.rationales[BASE]}
+        for row in world.rationales[writer]:
+            truth, said = world.truth[row.id], parse(row.text or "")
+            for name in SLOT_NAMES:
+                true_value = getattr(truth.slots, name)
+                is_right = said[name] == true_value
+                right[name].append(is_right)
+                by_severity.setdefault(severity_quarter(truth), []).append(is_right)
+                if not is_right:
+                    said_wrongly[name][said[name] or "nothing"] += 1
+                if row.id in of_base:
+                    changes[of_base[row.id][name] == true_value, is_right] += 1
+    shares = {name: fmean(found) for name, found in right.items()}
+    rows = [row for world in worlds for row in world.rationales[writer]]
+    return SlotScores(
+        writer,
+        shares | {"overall": fmean(shares.values())},
+        {quarter: fmean(found) for quarter, found in sorted(by_severity.items())},
+        {name: (words.most_common(1)[0][0], words.most_common(1)[0][1] / words.total()) for name, words in said_wrongly.items() if words},
+        changes[False, True] / max(1, changes.total()),
+        changes[True, False] / max(1, changes.total()),
+        pass_rates(rows, task),
+        len(rows),
+    )
 
 
 @dataclass(frozen=True)
@@ -103,10 +140,15 @@ def disagreements(worlds: Sequence[World], system: str, baseline: str) -> list[D
     ]
 
 
-def _kinds(truth: Truth) -> Iterable[tuple[str, str]]:
+def severity_quarter(truth: Truth) -> str:
+    """Which quarter of the severities a clip is from, e.g. "0.25 to 0.5"."""
     quarter = min(3, int(4 * truth.severity))
+    return f"{quarter / 4:g} to {(quarter + 1) / 4:g}"
+
+
+def _kinds(truth: Truth) -> Iterable[tuple[str, str]]:
     yield "class", truth.label
-    yield "severity", f"{quarter / 4:g} to {(quarter + 1) / 4:g}"
+    yield "severity", severity_quarter(truth)
     is_unseen = (truth.slots.subject, truth.slots.action) in UNSEEN_COMBINATIONS
     yield "combination", "held back from the base" if is_unseen else "shown to the base"
     for name in SLOT_NAMES:

@@ -12,9 +12,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from miniature.analysis import BASE, World, read_truth
+from miniature.analysis import BASE, TAUGHT, World, read_truth
 from miniature.protocol import PROTOCOL_FILE, ROOT, Protocol, load_protocol, open_run
 from ray_jobs.evaluate import held_out, read_predictions
+from ray_jobs.generate import read_rationales
 from ray_jobs.inference import Work, run_inference
 from ray_jobs.pipeline import make_report, run_steps
 from ray_jobs.progress import Progress, say
@@ -22,7 +23,7 @@ from ray_jobs.run import Run
 from rbft import rows
 from rbft.config import ModelConfig
 from rbft.rationales.table import rationales_from_table
-from rbft.records import Rationale, rationale_schema
+from rbft.records import rationale_schema
 
 NUM_SLOT_CLIPS = 256
 """Test clips a world whose rationales are read for slots: a standard error of about a point a slot over five worlds."""
@@ -97,16 +98,13 @@ def write_test_rationales(runs: Sequence[Run]) -> None:
 
 def read_world(run: Run, folder: Path) -> World:
     """The results of a finished run."""
+    written = {writer: rationales_from_table(rows.read_parts(path, rationale_schema())) for writer, (_, path) in writers(run).items()}
     return World(
         seed=run.config.seed,
         truth=read_truth(folder / "worlds" / f"{run.config.task.name}-{run.config.seed}"),
         predictions={system: read_predictions(run, system) for system in run.config.evaluation.systems},
-        rationales={writer: _rationales(path) for writer, (_, path) in writers(run).items()},
+        rationales=written | {TAUGHT: read_rationales(run)},
     )
-
-
-def _rationales(folder: str) -> list[Rationale]:
-    return rationales_from_table(rows.read_parts(folder, rationale_schema()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from miniature.analysis import BASE, Disagreement, SlotScores, World, disagreements, label_curve, slot_scores
+from miniature.analysis import BASE, TAUGHT, Disagreement, SlotScores, World, disagreements, label_curve, slot_scores
 from miniature.protocol import Protocol
 from miniature.slots import SLOT_NAMES
 from ray_jobs.run import Run
@@ -38,7 +38,8 @@ class Findings:
     """Of the titled world alone."""
     curves: dict[str, dict[int, Estimate]]
     """System -> number of labels -> `METRIC`."""
-    slots: list[SlotScores]
+    slots: dict[str, SlotScores]
+    """By writer."""
     disagreements: list[Disagreement]
 
 
@@ -51,7 +52,7 @@ def find(protocol: Protocol, runs: Sequence[Run], worlds: Sequence[World]) -> Fi
         study,
         make_study([titled.predictions], runs[-1].config.task.labels),
         label_curve(study, protocol.curve_systems, protocol.label_counts, protocol.sizes["train"], METRIC),
-        [slot_scores(plain, writer, task) for writer in plain[0].rationales],
+        {writer: slot_scores(plain, writer, task) for writer in plain[0].rationales},
         disagreements(plain, headline.system, headline.baseline),
     )
 
@@ -120,13 +121,15 @@ def _context(protocol: Protocol, runs: Sequence[Run], worlds: Sequence[World], f
         "labels": config.task.labels,
         "systems": [_system_row(study, system) for system in protocol.systems],
         "questions": [_question(study, *question) for question in _questions(protocol)],
-        "readings": _readings(study, found.slots),
+        "where": _where(protocol, found),
+        "readings": _readings(protocol, found),
         "counts": counts,
         "curve": [
             {"title": system_title(system), "cells": [_share(curve[count]) for count in counts]} for system, curve in found.curves.items()
         ],
-        "slots": [_slot_row(scores) for scores in found.slots],
-        "slot_clips": found.slots[0].num_clips // study.num_repetitions,
+        "slots": [_slot_row(scores) for scores in found.slots.values()],
+        "slot_clips": found.slots[BASE].num_clips // study.num_repetitions,
+        "severities": list(found.slots[BASE].by_severity),
         "system": system_title(headline.system),
         "baseline": system_title(headline.baseline),
         "disagreements": [
@@ -172,22 +175,50 @@ def _question(study: Study, question: str, system: str, baseline: str) -> dict[s
     }
 
 
-def _readings(study: Study, slots: Sequence[SlotScores]) -> list[str]:
-    """What follows from the controls, in words that the numbers choose."""
+def _where(protocol: Protocol, found: Findings) -> str:
+    """Heading over the readings: where a gain is lost, if there is none."""
+    headline = protocol.headline
+    difference = found.study.difference(headline.system, headline.baseline, headline.metric)
+    return "What the gain is made of" if difference.excludes_zero and difference.value > 0 else "Where the effect is lost"
 
-    def relation(system: str, baseline: str) -> str:
-        difference = study.difference(system, baseline, METRIC)
-        if not difference.excludes_zero:
-            return "cannot be told apart from"
-        return "is above" if difference.value > 0 else "is below"
 
-    right = {scores.writer: _percent(scores.right["overall"]) for scores in slots}
+def _readings(protocol: Protocol, found: Findings) -> list[str]:
+    """What the controls say, from the room there is down to the words that stage 1 is taught; the numbers choose the sentences."""
+    study, slots, baseline = found.study, found.slots, protocol.headline.baseline
+
+    def compared(system: str, other: str) -> str:
+        difference = study.difference(system, other, METRIC)
+        relation = "cannot be told apart from"
+        if difference.excludes_zero:
+            relation = "is above" if difference.value > 0 else "is below"
+        return f"{system_title(system)} {relation} {system_title(other)} ({_points(difference)})"
+
+    def net(writer: str) -> float:
+        return slots[writer].mended - slots[writer].broken
+
+    def habits(writer: str) -> str:
+        said = (f"“{word}” is {100 * share:.0f} % of the wrong {name}s" for name, (word, share) in slots[writer].usual_error.items())
+        return ", ".join(said)
+
+    taught, hardest = slots[TAUGHT], list(slots[TAUGHT].by_severity)[-1]
     return [
-        f"RB-FT {relation('rb-ft', 'rb-ft-shuffled')} RB-FT with shuffled rationales: what its own rationales say, beyond form and steps.",
-        f"Slots named rightly on test clips: {right[BASE]} % by the base, {right['rb-ft']} % after stage 1 on its own rationales, "
-        f"{right['rb-ft-human']} % on true captions, {right['rb-ft-shuffled']} % on shuffled ones.",
-        f"RB-FT on true captions {relation('rb-ft-human', 'direct-sft-2')} two epochs of labels: what a perfect stage 1 leaves to gain.",
+        f"*Is there anything to gain?* {compared('rb-ft-human', baseline)}.",
+        f"*Do its own rationales say anything, or are they form and steps?* {compared('rb-ft', 'rb-ft-shuffled')}.",
+        f"*With one epoch of labels each?* {compared('rb-ft', 'direct-sft-1')}; and {compared('direct-sft-2', 'direct-sft-1')}.",
+        f"*Does stage 1 teach it to see?* Slots named rightly on test clips: {_percent(slots[BASE].right['overall'])} % by the base; "
+        f"its own rationales change that by {points(net('rb-ft'))} points ({_percent(slots['rb-ft'].mended)} % mended, "
+        f"{_percent(slots['rb-ft'].broken)} % broken), true captions by {points(net('rb-ft-human'))}, shuffled ones by "
+        f"{points(net('rb-ft-shuffled'))}.",
+        f"*What was it taught?* Rationales with {_percent(taught.right['overall'])} % of their slots right, "
+        f"{_percent(taught.by_severity[hardest])} % where severity is {hardest}. "
+        f"Their errors are {_kind_of_errors(taught)}: {habits(TAUGHT)}. After stage 1, on test clips: {habits('rb-ft')}.",
     ]
+
+
+def _kind_of_errors(scores: SlotScores) -> str:
+    """Habits, if one word makes up most of a slot's errors; chance would spread them over the four to seven others."""
+    largest = max(share for _, share in scores.usual_error.values())
+    return "habits, which training on them confirms" if largest > 0.5 else "spread over many words"
 
 
 def _difference_sentence(study: Study, system: str, baseline: str, metric: str) -> str:
@@ -200,9 +231,14 @@ def _system_row(study: Study, system: str) -> dict[str, str]:
 
 
 def _slot_row(scores: SlotScores) -> dict[str, Any]:
-    title = "base model" if scores.writer == BASE else f"{system_title(scores.writer)}, after stage 1"
+    titles = {BASE: "base model", TAUGHT: "base model, training clips (stage 1 is taught this)"}
     shares = [*(scores.right[name] for name in SLOT_NAMES), scores.right["overall"], scores.passed["all"]]
-    return {"title": title, "cells": [_percent(share) for share in shares]}
+    changed = [_percent(share) for share in (scores.mended, scores.broken)] if scores.writer not in titles else ["", ""]
+    return {
+        "title": titles.get(scores.writer, f"{system_title(scores.writer)}, after stage 1"),
+        "cells": [_percent(share) for share in shares],
+        "by_severity": [*(_percent(share) for share in scores.by_severity.values()), *changed],
+    }
 
 
 def _class_shares(world: World, labels: Sequence[str]) -> str:
@@ -243,7 +279,7 @@ def _numbers(protocol: Protocol, found: Findings) -> dict[str, Any]:
         },
         "systems": all_of(found.study),
         "titled_systems": all_of(found.titled_study),
-        "slots": [dataclasses.asdict(scores) for scores in found.slots],
+        "slots": [dataclasses.asdict(scores) for scores in found.slots.values()],
         "disagreements": [dataclasses.asdict(row) for row in found.disagreements],
     }
 

@@ -58,6 +58,11 @@ def test_a_run_of_the_protocol_is_the_demos_with_other_data_systems_and_rates(tm
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")) == clips
 
 
+def say(id_: str, subject: str, finish_reason: str = "stop") -> Rationale:
+    text = f"Subjects: a {subject}.\nAttributes: red.\nActions: it climbs up.\nScenes: the porch."
+    return Rationale(id_, 0, text, finish_reason=finish_reason)
+
+
 def world(*, baseline: list[str], system: list[str]) -> World:
     """Four clips, two a kind, labels normal and abnormal by kind."""
     truth = {
@@ -66,21 +71,15 @@ def world(*, baseline: list[str], system: list[str]) -> World:
         "c": Truth(CAR, "abnormal", 0.2),
         "d": Truth(CAR, "abnormal", 1.0),
     }
-    texts = {"a": ("dog", "stop"), "b": ("cat", "length"), "c": ("car", "stop"), "d": ("dog", "stop")}
-    written = [
-        Rationale(
-            id_,
-            0,
-            f"Subjects: a {subject}.\nAttributes: red.\nActions: it climbs up.\nScenes: the porch.",
-            finish_reason=reason,
-        )
-        for id_, (subject, reason) in texts.items()
-    ]
+    written = {
+        BASE: [say("a", "dog"), say("b", "cat", "length"), say("c", "car"), say("d", "dog")],
+        "rb-ft": [say("a", "dog"), say("b", "dog"), say("c", "dog"), say("d", "dog")],
+    }
     predictions = {
         name: [Prediction(id_, truth[id_].label, answer) for id_, answer in zip(truth, answers, strict=True)]
         for name, answers in (("direct-sft-2", baseline), ("rb-ft", system))
     }
-    return World(1, truth, predictions, {BASE: written})
+    return World(1, truth, predictions, written)
 
 
 def test_disagreements_count_who_alone_is_right_by_class_severity_and_slot() -> None:
@@ -99,6 +98,16 @@ def test_slot_scores_count_right_slots_and_what_passes_the_gates() -> None:
     assert scores.right["subject"] == 0.5  # a and c
     assert scores.right["attribute"] == 0.5 and scores.right["action"] == 0.5
     assert (scores.passed["not_cut_off"], scores.passed["all"], scores.num_clips) == (0.75, 0.75, 4)
+
+
+def test_slot_scores_tell_what_stage_1_mended_and_broke_and_which_errors_are_habits() -> None:
+    one = world(baseline=["normal"] * 4, system=["normal"] * 4)
+    before, after = (slot_scores([one], writer, load_task()) for writer in (BASE, "rb-ft"))
+    assert (before.mended, before.broken) == (0, 0)
+    assert (after.mended, after.broken) == (1 / 16, 1 / 16)  # of 4 clips x 4 slots: b's subject and c's
+    assert after.right["subject"] == 0.5 and after.usual_error["subject"] == ("dog", 1.0)
+    assert before.usual_error["subject"] in {("nothing", 0.5), ("dog", 0.5)}  # a cat is no subject of this world
+    assert after.by_severity == {"0 to 0.25": 0.5, "0.75 to 1": 0.5}  # a 4/4 and c 0/4, b 4/4 and d 0/4
 
 
 def test_the_label_curve_ends_at_the_systems_with_all_labels() -> None:
