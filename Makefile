@@ -37,11 +37,13 @@ bench: setup  ## measure; results go to benchmarks/results/
 base: setup  ## train the miniature's base model again (about an hour on two cores; goes on where it stopped)
 	$(PYTHON) -m miniature.base
 
+PROTOCOL ?= evidence-1
+
 gates: setup  ## check on development worlds what the experiment needs, and try the learning rates (half an hour on two cores)
-	$(PYTHON) -m miniature.gates
+	$(PYTHON) -m miniature.gates --protocol $(PROTOCOL)
 
 evidence: setup  ## does RB-FT beat Direct-SFT? the experiment on fresh worlds (about an hour on two cores; goes on where it stopped)
-	$(PYTHON) -m miniature.evidence
+	$(PYTHON) -m miniature.evidence --protocol $(PROTOCOL)
 
 clean:  ## remove caches and builds; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

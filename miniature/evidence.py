@@ -1,4 +1,4 @@
-"""`make evidence`: the protocol on five fresh worlds and the titled one. `python -m miniature.evidence`
+"""`make evidence`: a protocol on fresh worlds and a titled one. `python -m miniature.evidence [--protocol NAME]`
 
     worlds -> rationales (one vLLM engine for all worlds) -> all stages of all systems (the same two DeepSpeed workers) -> predictions
     and test rationales (transformers, one process) -> evidence.json, evidence.md, report.html
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from miniature.analysis import BASE, TAUGHT, World, read_truth
-from miniature.protocol import PROTOCOL_FILE, ROOT, Protocol, load_protocol, open_run
+from miniature.protocol import FIRST, ROOT, Protocol, load_protocol, open_run
 from ray_jobs.evaluate import held_out, read_predictions
 from ray_jobs.generate import read_rationales
 from ray_jobs.inference import Work, run_inference
@@ -33,7 +34,7 @@ def main() -> None:
     from rbft.cli import run as run_command
 
     parser = argparse.ArgumentParser(prog="python -m miniature.evidence", description="Does RB-FT beat Direct-SFT on the miniature world?")
-    parser.add_argument("--protocol", type=Path, default=PROTOCOL_FILE)
+    parser.add_argument("--protocol", default=FIRST, help=f"a name in miniature/protocols, or a file; {FIRST} by default")
     parser.add_argument("--out", type=Path, help="folder for worlds, runs and results; runs/<protocol's name> by default")
     arguments = parser.parse_args()
 
@@ -60,14 +61,10 @@ def run_protocol(protocol: Protocol, folder: Path) -> None:
 
 def open_runs(protocol: Protocol, folder: Path) -> list[Run]:
     """A run a world, the titled world last; it has the table's systems only."""
-    plain = [
-        open_run(folder, f"world-{seed}", seed, protocol.sizes, systems=protocol.all_systems, learning=protocol.learning)
-        for seed in protocol.worlds
-    ]
+    opened = partial(open_run, folder, learning=protocol.learning, gates_profile=protocol.gates_profile)
+    plain = [opened(f"world-{seed}", seed, protocol.sizes, systems=protocol.all_systems) for seed in protocol.worlds]
     seed = protocol.title_world
-    titled = open_run(
-        folder, f"titles-{seed}", seed, protocol.sizes, systems=protocol.systems, task="miniature-titles", learning=protocol.learning
-    )
+    titled = opened(f"titles-{seed}", seed, protocol.sizes, systems=protocol.systems, task="miniature-titles")
     return [*plain, titled]
 
 

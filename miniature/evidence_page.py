@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from miniature.analysis import BASE, TAUGHT, Disagreement, SlotScores, World, disagreements, label_curve, slot_scores
-from miniature.protocol import Protocol
+from miniature.protocol import FIRST, Protocol
 from miniature.slots import SLOT_NAMES
 from ray_jobs.run import Run
 from rbft.evaluation.curves import read_curve
@@ -63,14 +63,16 @@ def write_results(protocol: Protocol, folder: Path, runs: Sequence[Run], worlds:
     `runs` and `worlds` end with the titled world; `report` is the first world's, which the section is put before.
     """
     found = find(protocol, runs, worlds)
-    figures = {"label-curve": _curve_figure(found.curves), "losses": _loss_figure(runs[:-1])}
+    figures = {"losses": _loss_figure(runs[:-1])}
+    if protocol.label_counts:
+        figures["label-curve"] = _curve_figure(found.curves)
     context = _context(protocol, runs, worlds, found)
     for name, svg in figures.items():
         (folder / f"{name}.svg").write_text(standalone(svg))
     (folder / "evidence.json").write_text(json.dumps(_numbers(protocol, found), indent=2) + "\n")
     page = _render(context, lambda name: f"![{name}]({name}.svg)")
-    (folder / "evidence.md").write_text(f"# Does RB-FT beat Direct-SFT? The miniature world’s answer\n\n{page}")
-    section = ReportSection("Does RB-FT beat Direct-SFT? Miniature world", _html(_render(context, lambda name: f"FIGURE-{name}"), figures))
+    (folder / "evidence.md").write_text(f"# {protocol.question} The miniature world’s answer\n\n{page}")
+    section = ReportSection(f"{protocol.question} Miniature world", _html(_render(context, lambda name: f"FIGURE-{name}"), figures))
     write_report(dataclasses.replace(report, sections=(section,)), str(folder / "report.html"))
     print(f"\n{context['verdict']}\n\nevidence: {folder}/evidence.md\nreport:   {folder}/report.html")
 
@@ -123,7 +125,8 @@ def _context(protocol: Protocol, runs: Sequence[Run], worlds: Sequence[World], f
         "questions": [_question(study, *question) for question in _questions(protocol)],
         "where": _where(protocol, found),
         "readings": _readings(protocol, found),
-        "counts": counts,
+        "first": FIRST,
+        "counts": counts if protocol.label_counts else [],
         "curve": [
             {"title": system_title(system), "cells": [_share(curve[count]) for count in counts]} for system, curve in found.curves.items()
         ],

@@ -5,7 +5,7 @@
     headroom    stage 1 on true captions (`rb-ft-human`) minus Direct-SFT of two epochs, each at its best rate
 
 RB-FT itself has its rates tried like the others', with as many trials; its margin over Direct-SFT is not looked at here, nor tuned on.
-Results go to miniature/gates.json. `python -m miniature.gates`
+Results go to miniature/protocols/<name>.gates.json. `python -m miniature.gates [--protocol NAME]`
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from miniature.protocol import PROTOCOL_FILE, ROOT, Protocol, load_protocol, open_run
+from miniature.protocol import FIRST, ROOT, Protocol, gates_file, load_protocol, open_run
 from ray_jobs.evaluate import read_predictions
 from ray_jobs.pipeline import run_steps
 from ray_jobs.run import Run, versions
 from rbft.evaluation.study import Estimate, Study, make_study
 from rbft.evaluation.tables import percent, points
 
-RESULT = Path(__file__).resolve().parent / "gates.json"
 METRIC = "balanced_accuracy"
 NUM_SLOT_CLIPS = 512
 ORACLE, BASELINE = "rb-ft-human", "direct-sft-2"
@@ -32,15 +31,16 @@ def main() -> None:
     from rbft.cli import run as run_command
 
     parser = argparse.ArgumentParser(prog="python -m miniature.gates", description="Gates and rates, on development worlds.")
-    parser.add_argument("--protocol", type=Path, default=PROTOCOL_FILE)
+    parser.add_argument("--protocol", default=FIRST, help=f"a name in miniature/protocols, or a file; {FIRST} by default")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/gates", help="folder for the development worlds and their runs")
     arguments = parser.parse_args()
 
     def command() -> int:
         protocol = load_protocol(arguments.protocol)
         result = judge(protocol, run_trials(protocol, arguments.out), base_slots())
-        RESULT.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"\n{describe(result)}\nwritten to {RESULT}")
+        found = gates_file(arguments.protocol)
+        found.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"\n{describe(result)}\nwritten to {found}")
         return 0 if all(gate["holds"] for gate in result["gates"].values()) else 1
 
     raise SystemExit(run_command(command))
@@ -86,6 +86,7 @@ def run_trials(protocol: Protocol, folder: Path) -> dict[float, Study]:
                 *(folder, f"world-{seed}-rate-{rate:g}", seed, development.sizes),
                 systems=protocol.systems,
                 learning=protocol.learning.model_copy(update={"rates": dict.fromkeys(protocol.learning.rates, rate)}),
+                gates_profile=protocol.gates_profile,
                 split="validation",
             )
             for seed in development.worlds

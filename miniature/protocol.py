@@ -1,4 +1,4 @@
-"""The experiment: which worlds, systems and rates. `protocol.yaml` is the protocol; this reads it and makes runs of it."""
+"""An experiment: which worlds, systems and rates. `protocols/<name>.yaml` is its protocol; this reads it and makes runs of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from miniature.world import sample_world
 from miniature.write import write_world
 from rbft.config import load_config
+from rbft.errors import ConfigError
 from rbft.evaluation.metrics import METRICS
 from rbft.systems import SystemName
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from ray_jobs.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOCOL_FILE = Path(__file__).resolve().parent / "protocol.yaml"
+PROTOCOLS = Path(__file__).resolve().parent / "protocols"
+FIRST = "evidence-1"
 VISION_SHARE = 0.2
 """The vision tower's rate in that of the language model (paper 4.1)."""
 
@@ -66,14 +68,19 @@ class Gates(_Model):
 
 
 class Protocol(_Model):
-    """What `protocol.yaml` says; its comments say why."""
+    """What a protocol's file says; its comments say why."""
 
     name: str
+    question: str = "Does RB-FT beat Direct-SFT?"
+    after: str | None = None
+    """What an earlier experiment showed that made this one worth running."""
     frozen: bool
     """Whether everything in it is final; a run of one that is not is a rehearsal, and its page says so."""
     worlds: tuple[int, ...]
     title_world: int
     sizes: dict[str, int]
+    gates_profile: str = "paper"
+    """`gates.profile` of its runs."""
     headline: Headline
     systems: tuple[SystemName, ...]
     label_counts: tuple[int, ...]
@@ -88,10 +95,29 @@ class Protocol(_Model):
         return (*self.systems, *(f"{system}@{count}" for count in self.label_counts for system in self.curve_systems))
 
 
-def load_protocol(path: Path = PROTOCOL_FILE) -> Protocol:
-    protocol = Protocol.model_validate(yaml.safe_load(path.read_text()))
+def load_protocol(protocol: str = FIRST) -> Protocol:
+    """The protocol of that name in `protocols/`, or in a file of one's own. Raises `ConfigError` if there is none or it is none."""
+    path = protocol_file(protocol)
+    try:
+        return _checked(Protocol.model_validate(yaml.safe_load(path.read_text())))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        known = ", ".join(sorted(found.stem for found in PROTOCOLS.glob("*.yaml")))
+        raise ConfigError(f"{path}: no protocol ({error}); there are {known}") from error
+
+
+def protocol_file(protocol: str) -> Path:
+    """Where the protocol called `protocol` is, which may be the path of a file."""
+    return Path(protocol) if protocol.endswith(".yaml") else PROTOCOLS / f"{protocol}.yaml"
+
+
+def gates_file(protocol: str) -> Path:
+    """Where `make gates` writes what it found for it."""
+    return protocol_file(protocol).with_suffix(".gates.json")
+
+
+def _checked(protocol: Protocol) -> Protocol:
     if protocol.headline.metric not in METRICS:
-        raise ValueError(f"{path}: headline.metric must be one of {', '.join(METRICS)}")
+        raise ValueError(f"headline.metric must be one of {', '.join(METRICS)}")
     return protocol
 
 
@@ -103,6 +129,7 @@ def open_run(
     *,
     systems: Sequence[str],
     learning: Learning,
+    gates_profile: str = "paper",
     split: str = "test",
     task: str = "miniature",
 ) -> Run:
@@ -124,6 +151,7 @@ def open_run(
         f"data.manifest={world / 'manifest.parquet'}",
         f"evaluation.systems={yaml.safe_dump(list(systems), default_flow_style=True)}",
         f"evaluation.split={split}",
+        f"gates.profile={gates_profile}",
         f"training.per_system={yaml.safe_dump(learning.per_system(), default_flow_style=True, width=10_000)}",
         "training.gradient_checkpointing=false",  # memory is not short at this size
         "training.checkpoint_every_steps=1000",  # a stage takes seconds: one that is cut short starts again

@@ -28,6 +28,7 @@ from rbft.data.samples import TrainingItem, classify_items, human_rationales, la
 from rbft.errors import DataError, JobError
 from rbft.evaluation.tables import duration
 from rbft.layout import Stage
+from rbft.rationales.gates import check_rationale
 from rbft.records import Example
 from rbft.systems import System, parse_systems
 from rbft.training.stage import StageSpec
@@ -52,8 +53,13 @@ def plan_stages(run: Run) -> list[PlannedStage]:
     config, task = run.config, run.config.task
     cohort = run.cohort()
     own: dict[str, str] = {}
+    unfit: set[str] = set()
     if config.evaluation.needs_rationales:
-        own = {row.id: row.text for row in read_rationales(run) if row.text is not None}
+        written = [row for row in read_rationales(run) if row.text is not None]
+        own = {row.id: str(row.text) for row in written}
+        if config.gates.profile == "filter":
+            unfit = {row.id for row in written if check_rationale(row, task)}
+            say(f"train: stage 1 leaves out {len(unfit)} of {len(own)} rationales, which do not pass the gates")
         # All systems learn from the same videos: those whose rationale could be written.
         cohort = [example for example in cohort if example.id in own]
         _check_some(cohort, "has a rationale")
@@ -69,11 +75,13 @@ def plan_stages(run: Run) -> list[PlannedStage]:
         start = None
         if system.rationales is not None:
             seen = cohort if system.unlabelled_too else labelled
-            texts = _rationale_texts(system, seen, own, config.seed)
-            first = rationale_items(task, seen, texts)
-            start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, first, stages)
-            if not {item.example.id for item in items} <= {item.example.id for item in start.items}:
+            if not {item.example.id for item in items} <= {example.id for example in seen}:
                 raise DataError("stage 2 would see labelled videos that stage 1 did not; this is a bug, report it")
+            if system.rationales != "human":
+                seen = [example for example in seen if example.id not in unfit]
+            _check_some(seen, "has a rationale that passes the gates")
+            first = rationale_items(task, seen, _rationale_texts(system, seen, own, config.seed))
+            start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, first, stages)
         _stage(run, system.name, "classify", start, system.classify_times * config.training.classify_epochs, items, stages)
     return list(stages.values())
 

@@ -153,6 +153,13 @@ class GenerationConfig(_Section):
     temperature: float = Field(0.0, ge=0)
 
 
+class GatesConfig(_Section):
+    """What becomes of rationales that do not pass the gates of `rbft.rationales.gates`. They are kept on disk whatever is chosen."""
+
+    profile: Literal["paper", "filter"] = "paper"
+    """"paper": stage 1 learns from all of them; "filter": stage 1 leaves those out, and stage 2 still sees their videos."""
+
+
 class OptimiserConfig(_Section):
     """AdamW and its schedule; the paper's, 4.1 (readings, 20)."""
 
@@ -305,6 +312,7 @@ class RunConfig(_Section):
     model: ModelConfig
     engine: EngineConfig = EngineConfig()
     generation: GenerationConfig = GenerationConfig()
+    gates: GatesConfig = GatesConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     serve: ServeConfig = ServeConfig()

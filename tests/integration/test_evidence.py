@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from miniature.protocol import PROTOCOL_FILE
+from miniature.protocol import FIRST, protocol_file
 from rbft.artifacts import read_marker
 from tests.integration.conftest import Jobs
 
@@ -35,7 +35,7 @@ def experiment(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     folder = tmp_path_factory.mktemp("evidence")
     small = {"worlds": list(WORLDS), "title_world": 905, "sizes": SIZES, "label_counts": [8]}  # 905 has hateful clips in both splits
     protocol = folder / "protocol.yaml"
-    protocol.write_text(yaml.safe_dump(yaml.safe_load(PROTOCOL_FILE.read_text()) | small))
+    protocol.write_text(yaml.safe_dump(yaml.safe_load(protocol_file(FIRST).read_text()) | small))
     return protocol, folder / "out", run_evidence(jobs, protocol, folder / "out")
 
 

@@ -10,9 +10,9 @@ import pytest
 from miniature.analysis import BASE, Truth, World, disagreements, label_curve, slot_scores
 from miniature.base import load_task
 from miniature.evaluate import DEVELOPMENT_WORLD
-from miniature.gates import RESULT as GATES_FILE
-from miniature.protocol import VISION_SHARE, Learning, load_protocol, open_run
+from miniature.protocol import PROTOCOLS, VISION_SHARE, Learning, gates_file, load_protocol, open_run
 from miniature.world import Slots
+from rbft.errors import ConfigError
 from rbft.evaluation.study import make_study
 from rbft.records import Prediction, Rationale
 
@@ -20,27 +20,37 @@ DOG = Slots("dog", "red", "up", "porch")
 CAR = Slots("car", "blue", "right", "garden")
 
 
-def test_no_reported_world_is_one_that_anything_was_tuned_on() -> None:
-    protocol = load_protocol()
-    reported = {*protocol.worlds, protocol.title_world}
-    assert len(reported) == len(protocol.worlds) + 1
-    development = {*protocol.development.worlds, DEVELOPMENT_WORLD}
-    assert not reported & development and all(DEVELOPMENT_WORLD <= seed < 1000 for seed in development)
-    assert min(reported) > max(development)
+NAMES = sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
 
 
-def test_every_arm_had_the_same_trials_and_learns_at_a_rate_that_was_tried() -> None:
-    protocol = load_protocol()
+def test_no_reported_world_is_reported_twice_or_one_that_anything_was_tuned_on() -> None:
+    protocols = [load_protocol(name) for name in NAMES]
+    reported = [seed for protocol in protocols for seed in (*protocol.worlds, protocol.title_world)]
+    assert len(set(reported)) == len(reported) == 6 * len(NAMES)
+    development = {DEVELOPMENT_WORLD, *(seed for protocol in protocols for seed in protocol.development.worlds)}
+    assert all(DEVELOPMENT_WORLD <= seed < 1000 for seed in development) and min(reported) > max(development)
+
+
+def test_a_protocol_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
+    with pytest.raises(ConfigError, match=r"evidence-7\.yaml: no protocol .*there are evidence-1"):
+        load_protocol("evidence-7")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_arm_had_the_same_trials_and_learns_at_a_rate_that_was_tried(name: str) -> None:
+    protocol = load_protocol(name)
     assert set(protocol.learning.rates) == set(protocol.systems) - {"zero-shot"}
     assert set(protocol.learning.rates.values()) <= set(protocol.development.rates) and len(protocol.development.rates) == 3
 
 
-def test_what_the_gates_found_is_what_was_frozen() -> None:
-    """miniature/gates.json is of this protocol: its rates are the best that were tried, and every gate held before the freeze."""
-    protocol, found = load_protocol(), json.loads(GATES_FILE.read_text())
-    assert (found["protocol"], found["worlds"]) == (protocol.name, list(protocol.development.worlds))
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_gates_found_is_what_was_frozen(name: str) -> None:
+    """The gates' figures are of this protocol: its rates are the best that were tried, and every gate held before the freeze."""
+    protocol, found = load_protocol(name), json.loads(gates_file(name).read_text())
+    assert protocol.frozen
+    assert (name, found["protocol"], found["worlds"]) == (protocol.name, name, list(protocol.development.worlds))
     assert protocol.learning.rates == found["best_rates"]
-    assert all(gate["holds"] for gate in found["gates"].values()) or not protocol.frozen
+    assert all(gate["holds"] for gate in found["gates"].values())
 
 
 def test_a_run_of_the_protocol_is_the_demos_with_other_data_systems_and_rates(tmp_path: Path) -> None:

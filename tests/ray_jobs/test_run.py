@@ -12,7 +12,7 @@ from ray_jobs.run import Run
 from ray_jobs.train import plan_stages
 from rbft import rows
 from rbft.config import load_config
-from rbft.errors import ArtifactError, JobError, LeakError, ManifestError, ModelError
+from rbft.errors import ArtifactError, DataError, JobError, LeakError, ManifestError, ModelError
 from rbft.rationales.table import rationales_table
 from rbft.records import Rationale
 from tests.tiny_models import make_tiny_model
@@ -222,3 +222,29 @@ def test_stage_one_takes_videos_without_labels_if_asked(open_run: OpenRun, world
     generate([run])
     sizes = {planned.spec.name: len(planned.items) for planned in plan_stages(run)}
     assert sizes["rb-ft-unlabelled/rationale"] == 5 and sizes["rb-ft-unlabelled/classify"] == 4
+
+
+def test_with_the_filter_stage_one_leaves_out_what_does_not_pass_the_gates_and_stage_two_sees_it(open_run: OpenRun) -> None:
+    systems = "evaluation.systems=[direct-sft-1,rb-ft,rb-ft-shuffled]"
+    good = "Subjects: dog {}.\nAttributes: it is red.\nActions: it climbs.\nScenes: the porch."
+    run = open_run(systems)
+    found = [
+        Rationale(e.id, 0, text="normalnormalnormal" if i < 3 else good.format(i), finish_reason="stop") for i, e in enumerate(run.cohort())
+    ]
+    rows.write_part(run.layout.rationales(run.rationale_fingerprint()), rationales_table(found))
+    generate([run])
+
+    def sizes(*overrides: str) -> dict[str, int]:
+        return {planned.spec.name: len(planned.items) for planned in plan_stages(open_run(systems, *overrides))}
+
+    everything = sizes()
+    assert set(everything.values()) == {8}
+    filtered = sizes("gates.profile=filter")
+    assert filtered == everything | {"rb-ft/rationale": 5, "rb-ft-shuffled/rationale": 5}
+
+
+def test_rationales_none_of_which_pass_are_an_error(open_run: OpenRun) -> None:
+    write_rationales(open_run(), num_bad=0)  # "dog 1" has no sections
+    generate([open_run()])
+    with pytest.raises(DataError, match="no training video has a rationale that passes the gates"):
+        plan_stages(open_run("gates.profile=filter"))
