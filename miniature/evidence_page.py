@@ -219,7 +219,7 @@ def _readings(protocol: Protocol, found: Findings) -> list[str]:
         f"{_percent(slots['rb-ft'].broken)} % broken), true captions by {points(net('rb-ft-human'))}, shuffled ones by "
         f"{points(net('rb-ft-shuffled'))}.",
         f"*What was it taught?* Rationales with {_percent(taught.right['overall'])} % of their slots right, "
-        f"{_percent(taught.by_severity[hardest])} % where severity is {hardest}; {_percent(taught.passed['all'])} % of them pass the gates. "
+        f"{_percent(taught.by_severity[hardest])} % at severities {hardest}; {_percent(taught.passed['all'])} % of them pass the gates. "
         f"Half of the steps have a loss of at most {np.median(found.losses):.2f}, and the mean is {np.mean(found.losses):.2f}. "
         f"Their errors are {_kind_of_errors(taught)}: {habits(TAUGHT)}. After stage 1, on test clips: {habits('rb-ft')}.",
     ]
