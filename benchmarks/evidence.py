@@ -16,19 +16,22 @@ RESULT = ROOT / "benchmarks/results/evidence.md"
 
 
 def main() -> None:
-    from miniature.protocol import load_protocol
+    from miniature.protocol import PROTOCOLS
 
-    folder = ROOT / "runs" / load_protocol().name
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*/run.json"))]
-    if not any("report" in record.get("wall_s", {}) for record in records):
-        print(f"{folder}: holds no finished experiment; run `make evidence` first")
-        return
-    RESULT.write_text(page("make evidence", records))
+    sections = []
+    for name in sorted(path.stem for path in PROTOCOLS.glob("*.yaml")):
+        records = [json.loads(path.read_text()) for path in sorted((ROOT / "runs" / name).glob("*/run.json"))]
+        if not any("report" in record.get("wall_s", {}) for record in records):
+            print(f"{ROOT / 'runs' / name}: holds no finished experiment; run `make evidence PROTOCOL={name}` first")
+            return
+        sections.append(section(name, records))
+    title = f"# Where the time of `make evidence` goes\n\nOn {describe_machine()}; written {time.strftime('%Y-%m-%d')}."
+    RESULT.write_text("\n\n".join([title, *sections]) + "\n")
     print(f"wrote {RESULT.relative_to(ROOT)}")
 
 
-def page(command: str, records: list[dict[str, Any]]) -> str:
-    """The result page of an experiment with these run.json records; the one that led has the times of the shared steps."""
+def section(name: str, records: list[dict[str, Any]]) -> str:
+    """What is said of an experiment with these run.json records; the one that led has the times of the shared steps."""
     main = next(record for record in records if "report" in record["wall_s"])
     wall_s, start_s = main["wall_s"], dict(main["start_s"])
     of_system: dict[str, float] = defaultdict(float)
@@ -43,9 +46,9 @@ def page(command: str, records: list[dict[str, Any]]) -> str:
     )
     systems = "\n".join(f"| {system} | {seconds:.0f} |" for system, seconds in sorted(of_system.items()))
     versions = ", ".join(f"{package} {version}" for package, version in main["versions"].items())
-    return f"""# Where the time of `make evidence` goes
+    return f"""## {name}
 
-`{command}`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {versions}.
+`make evidence PROTOCOL={name}`, begun {main["created"]}. {versions}.
 {len(records)} worlds. Starting up: until the first block of clips was done (Ray, engines), and what of training was not optimiser steps
 (workers, loading, writing models).
 
@@ -57,8 +60,7 @@ Optimiser steps by system, all worlds. A stage that two systems share stands at 
 
 | system | seconds |
 | --- | ---: |
-{systems}
-"""
+{systems}"""
 
 
 def _starting(seconds: float | None, total_s: float) -> str:
