@@ -149,6 +149,7 @@ def _context(protocol: Protocol, runs: Sequence[Run], worlds: Sequence[World], f
             "labels": title_labels,
             "shares": _class_shares(titled, title_labels),
             "systems": [_system_row(found.titled_study, system) for system in protocol.systems],
+            "learned": _learned(found.titled_study, protocol.systems, len(title_labels)),
             "difference": _difference_sentence(found.titled_study, headline.system, headline.baseline, "macro_f1"),
         },
         "machine": f"{os.cpu_count()} CPU cores",
@@ -229,6 +230,14 @@ def _kind_of_errors(scores: SlotScores) -> str:
     """Habits, if one word makes up most of a slot's errors; chance would spread them over the four to seven others."""
     largest = max(share for _, share in scores.usual_error.values())
     return "habits, which training on them confirms" if largest > 0.5 else "spread over many words"
+
+
+def _learned(study: Study, systems: Sequence[str], num_labels: int) -> str:
+    """Whether a task has been learned at all: a comparison of systems that answer one thing always says nothing."""
+    learned = [system_title(system) for system in systems if study.estimate(system, METRIC).ci95[0] > 1 / num_labels]
+    if not learned:
+        return "No system has learned this task: none is above one answer for all, so the rows do not say which is better."
+    return f"Above one answer for all: {', '.join(learned)}."
 
 
 def _difference_sentence(study: Study, system: str, baseline: str, metric: str) -> str:
