@@ -64,7 +64,7 @@ def find(protocol: Protocol, runs: Sequence[Run], worlds: Sequence[World]) -> Fi
 
 
 def write_results(protocol: Protocol, folder: Path, runs: Sequence[Run], worlds: Sequence[World], report: ReportData) -> None:
-    """Write evidence.json, evidence.md, label-curve.svg, losses.svg and report.html to `folder`; print the verdict.
+    """Write evidence.json, evidence.md, its figures as SVG, and report.html to `folder`; print the verdict.
 
     `runs` and `worlds` end with the titled world; `report` is the first world's, which the section is put before.
     """
@@ -74,9 +74,9 @@ def write_results(protocol: Protocol, folder: Path, runs: Sequence[Run], worlds:
         figures["label-curve"] = _curve_figure(found.curves)
     context = _context(protocol, runs, worlds, found)
     for name, svg in figures.items():
-        (folder / f"{name}.svg").write_text(standalone(svg))
+        (folder / f"{protocol.name}-{name}.svg").write_text(standalone(svg))
     (folder / "evidence.json").write_text(json.dumps(_numbers(protocol, found), indent=2) + "\n")
-    page = _render(context, lambda name: f"![{name}]({name}.svg)")
+    page = _render(context, lambda name: f"![{name}]({protocol.name}-{name}.svg)")
     (folder / "evidence.md").write_text(f"# {protocol.question} The miniature world’s answer\n\n{page}")
     section = ReportSection(f"{protocol.question} Miniature world", _html(_render(context, lambda name: f"FIGURE-{name}"), figures))
     write_report(dataclasses.replace(report, sections=(section,)), str(folder / "report.html"))
@@ -104,7 +104,8 @@ def _render(context: dict[str, Any], figure: Any) -> str:
         lstrip_blocks=True,
         autoescape=False,  # Markdown; every text in it is ours
     )
-    return environment.get_template("evidence.md.j2").render(context, figure=figure)
+    page = environment.get_template("evidence.md.j2").render(context, figure=figure)
+    return "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
 
 
 def _html(markdown: str, figures: dict[str, Markup]) -> Markup:
@@ -154,6 +155,7 @@ def _context(protocol: Protocol, runs: Sequence[Run], worlds: Sequence[World], f
         },
         "machine": f"{os.cpu_count()} CPU cores",
         "wall": ", ".join(f"{step} {duration(seconds)}" for step, seconds in runs[0].fact("wall_s", {}).items()),
+        "total": duration(sum(runs[0].fact("wall_s", {}).values())),
         "workers": config.training.num_workers,
         "epochs": config.training.rationale_epochs,
         "batch": config.training.global_batch_size,

@@ -127,7 +127,7 @@ class Series:
 
 
 def line_plot(series: Sequence[Series], *, description: str, axis: str, width: int = 560, height: int = 300) -> Markup:
-    """Shares against named places (label counts, sizes), evenly apart, as SVG: a line and whiskers a series, its name at its last point.
+    """Shares against named places (label counts, sizes), evenly apart, as SVG: a line and whiskers a series, its name and mark at its last point.
 
     The vertical axis is in per cent and ends at the nearest round numbers around all intervals.
     """
@@ -159,7 +159,8 @@ def line_plot(series: Sequence[Series], *, description: str, axis: str, width: i
         ]
         parts.append(f'<polyline points="{" ".join(f"{at:.1f},{value:.1f}" for at, value, _, _ in middle)}"/>')
         parts += [f'<circle class="dot" cx="{at:.1f}" cy="{value:.1f}" r="3.5"/>' for at, value, _, _ in middle]
-        parts.append(f'<text class="name" x="{width - right + 8}" y="{names[index] + 4:.1f}">{escape(each.title)}</text></g>')
+        parts.append(f'<circle class="dot" cx="{width - right + 11}" cy="{names[index]:.1f}" r="3.5"/>')
+        parts.append(f'<text class="name" x="{width - right + 19}" y="{names[index] + 4:.1f}">{escape(each.title)}</text></g>')
     return Markup("".join(parts) + "</svg>")
 
 

@@ -55,7 +55,7 @@ def test_every_system_has_numbers_and_the_page_begins_with_the_verdict(experimen
     page = (out / "evidence.md").read_text()
     assert page.split("\n\n")[1].startswith(f"**{numbers['verdict']}**") and numbers["verdict"] in output
     assert page.count("iniature world") >= 7  # every table says where its numbers are from
-    assert (out / "label-curve.svg").read_text().startswith("<svg") and (out / "losses.svg").is_file()
+    assert (out / "evidence-1-label-curve.svg").read_text().startswith("<svg") and (out / "evidence-1-losses.svg").is_file()
     report = (out / "report.html").read_text()
     assert numbers["verdict"] in report and report.count("<svg") > 5 and "FIGURE" not in report
 
