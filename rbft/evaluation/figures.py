@@ -127,7 +127,7 @@ class Series:
 
 
 def line_plot(series: Sequence[Series], *, description: str, axis: str, width: int = 560, height: int = 300) -> Markup:
-    """Shares against named places (label counts, sizes), evenly apart, as SVG: a line and whiskers a series, mark and name at its last point.
+    """Shares against named places (label counts, sizes), evenly apart, as SVG: line, whiskers and a name a series.
 
     The vertical axis is in per cent and ends at the nearest round numbers around all intervals.
     """
