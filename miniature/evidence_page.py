@@ -215,14 +215,14 @@ def _readings(protocol: Protocol, found: Findings, minority: str) -> list[str]:
         said = (f"“{word}” is {100 * share:.0f} % of the wrong {name}s" for name, (word, share) in slots[writer].usual_error.items())
         return ", ".join(said)
 
-    repaired = f"recall {minority}"
+    recall = f"recall {minority}"
     taught, hardest = slots[TAUGHT], list(slots[TAUGHT].by_severity)[-1]
     return [
         f"*Is there anything to gain?* {compared('rb-ft-human', baseline)}.",
         f"*Do its own rationales say anything, or are they form and steps?* {compared('rb-ft', 'rb-ft-shuffled')}.",
         f"*With one epoch of labels each?* {compared('rb-ft', 'direct-sft-1')}; and {compared('direct-sft-2', 'direct-sft-1')}.",
-        f"*Is the rarer class repaired, as in the paper?* In {repaired} {compared('rb-ft', 'direct-sft-1', repaired)}, "
-        f"and {compared('rb-ft', 'direct-sft-2', repaired)}.",
+        f"*Is the rarer class repaired, as in the paper?* In recall of {minority} {compared('rb-ft', 'direct-sft-1', recall)}, "
+        f"and {compared('rb-ft', 'direct-sft-2', recall)}.",
         f"*Does stage 1 teach it to see?* Slots named rightly on test clips: {_percent(slots[BASE].right['overall'])} % by the base; "
         f"its own rationales change that by {points(net('rb-ft'))} points ({_percent(slots['rb-ft'].mended)} % mended, "
         f"{_percent(slots['rb-ft'].broken)} % broken), true captions by {points(net('rb-ft-human'))}, shuffled ones by "
