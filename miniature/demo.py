@@ -28,6 +28,7 @@ def main() -> None:
     from ray_jobs.run import Run
     from rbft.cli import run as run_command
     from rbft.config import load_config
+    from rbft.lease import Lease
 
     parser = argparse.ArgumentParser(prog="python -m miniature.demo", description="The whole of RB-FT on the miniature world.")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one value of the run")
@@ -37,8 +38,10 @@ def main() -> None:
         if not (WORLD / "manifest.parquet").is_file():
             print(f"drawing {sum(SIZES.values())} clips of the miniature world", flush=True)
             write_world(WORLD, sample_world(SEED, SIZES))
-        run = Run(load_config(ROOT / "configs/miniature.yaml", overrides))
-        job(run)
+        config = load_config(ROOT / "configs/miniature.yaml", overrides)
+        with Lease(config.run_dir, "make demo"):
+            run = Run(config)
+            job(run)
         texts = {row.id: row.text for row in read_rationales(run) if row.text is not None}
         add_slots(Path(run.layout.summary), texts)
 

@@ -23,6 +23,7 @@ from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run
 from rbft import rows
 from rbft.config import ModelConfig
+from rbft.lease import Lease
 from rbft.rationales.table import rationales_from_table
 from rbft.records import rationale_schema
 
@@ -40,7 +41,9 @@ def main() -> None:
 
     def command() -> None:
         protocol = load_protocol(arguments.protocol)
-        run_protocol(protocol, arguments.out or ROOT / "runs" / protocol.name)
+        folder = arguments.out or ROOT / "runs" / protocol.name
+        with Lease(str(folder), "make evidence"):
+            run_protocol(protocol, folder)
 
     raise SystemExit(run_command(command))
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 
 from ray_jobs.progress import say
-from ray_jobs.run import Run
+from ray_jobs.run import Run, command
 from rbft.cli import add_run_arguments, read_run, run
+from rbft.lease import Lease
 
 Job = Callable[[Run], None]
 
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser, job: Callable[[], Job]) -> No
     """Give `parser` a job's arguments; `job()` is asked for the job when it is to run."""
     add_run_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be done (steps, videos, tokens, memory) and stop")
+    parser.add_argument("--retry-errors", action="store_true", help="ask again about videos that have an error row")
     parser.set_defaults(handler=lambda arguments: _handle(arguments, job))
 
 
@@ -28,7 +30,8 @@ def _handle(arguments: argparse.Namespace, job: Callable[[], Job]) -> int:
         print(format_plan(build_plan(config)))
         return 0
     try:
-        job()(Run(config))
+        with Lease(config.run_dir, command()):
+            job()(Run(config, retry_errors=arguments.retry_errors))
     except KeyboardInterrupt:
         say("interrupted; what is done is kept, the same command goes on from there")
         raise
@@ -40,8 +43,8 @@ def main(job: Job, description: str | None) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, lambda: job)
 
-    def command() -> int:
+    def parse_and_do() -> int:
         arguments = parser.parse_args()
         return int(arguments.handler(arguments))
 
-    sys.exit(run(command))
+    sys.exit(run(parse_and_do))

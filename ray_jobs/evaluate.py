@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import Literal
 
 from ray_jobs.command import main
+from ray_jobs.engine_actor import EngineName
 from ray_jobs.generate import report_errors
-from ray_jobs.inference import EngineName, Work, run_inference
+from ray_jobs.inference import Work, run_inference
 from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run, video_key
 from rbft import artifacts, rows, storage
@@ -39,8 +40,12 @@ def prediction_work(run: Run, system: str, model: ModelConfig, engine: EngineNam
     fingerprint = _fingerprint(run, system, engine)
     folder = run.layout.evaluation(system, fingerprint)
     run.record_artifact(f"evaluation/{system}", folder)
+    if run.retry_errors:
+        rows.reopen(folder, prediction_schema())
     is_done = artifacts.is_complete(folder, fingerprint)
-    done = {example.id for example in examples} if is_done else rows.done_ids(folder, prediction_schema())
+    done = rows.done_ids(folder, prediction_schema(), errors_too=not run.retry_errors)
+    if is_done:
+        done = {example.id for example in examples}
     pending = [example for example in examples if example.id not in done]
     return Work("prediction", folder, pending, model, run.config.task, {"system": system})
 

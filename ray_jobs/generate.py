@@ -35,10 +35,12 @@ def _rationale_work(run: Run) -> Work | None:
     folder = run.layout.rationales(fingerprint)
     cohort = run.cohort()
     run.record_artifact("rationales", folder)
+    if run.retry_errors and (num_errors := rows.reopen(folder, rationale_schema())):
+        say(f"generate: {num_errors} videos with errors are tried again ({folder})")
     if artifacts.is_complete(folder, fingerprint):
         say(f"generate: {len(cohort)} rationales are there already ({folder})")
         return None
-    done = rows.done_ids(folder, rationale_schema())
+    done = rows.done_ids(folder, rationale_schema(), errors_too=not run.retry_errors)
     if done:
         say(f"generate: going on, {len(done)} of {len(cohort)} rationales are there ({folder})")
     pending = [example for example in cohort if example.id not in done]

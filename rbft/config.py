@@ -117,7 +117,7 @@ class EngineConfig(_Section):
 
     max_model_len: int = Field(32_768, gt=0)
     max_num_seqs: int = Field(64, gt=0)
-    """Requests in one engine step; twice as many are kept in flight so that its queue never runs dry."""
+    """Requests in one engine step; twice as many are kept in flight, frames permitting, so that its queue never runs dry."""
     tensor_parallel_size: int = Field(1, gt=0)
     gpu_memory_utilization: float = Field(0.90, gt=0, le=1)
     kv_cache_gib_cpu: float = Field(2.0, gt=0)
@@ -125,6 +125,8 @@ class EngineConfig(_Section):
     block_size: int | None = None
     """Tokens in a block of the prefix cache; None is the engine's own choice (128 on CPU, so short prompts never share)."""
     enforce_eager: bool = False
+    max_frame_bytes: int = Field(4 << 30, gt=0)
+    """Decoded frames in flight in one actor, at most; with twice `max_num_seqs` clips what bounds its memory."""
     decode_workers: int = Field(4, gt=0)
     """Decoder processes beside each engine."""
     num_actors: int = Field(8, gt=0)

@@ -17,7 +17,8 @@
     │   └── DecoderCrashError       decoder_crash    the decoder process died
     ├── ModelError                  model            a model folder cannot be used
     ├── EngineError                 engine           the inference engine refused or failed on a request
-    │   └── EngineGoneError         engine_gone      the engine is gone; its owner must exit
+    │   ├── EngineGoneError         engine_gone      the engine is gone; its owner must exit
+    │   └── EngineCrashError        engine_crash     engines died with this video alone in them; becomes an error row
     ├── TrainingError               training         a training run cannot start or go on
     │   └── CheckpointError         checkpoint       a checkpoint is missing, partial or of another run
     ├── ArtifactError               artifact         an artifact is missing, partial, altered or of another schema
@@ -110,6 +111,10 @@ class EngineError(RBFTError):
 
 class EngineGoneError(EngineError):
     code = "engine_gone"
+
+
+class EngineCrashError(EngineError):
+    code = "engine_crash"
 
 
 class TrainingError(RBFTError):

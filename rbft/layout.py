@@ -1,9 +1,10 @@
 """Where things lie in a run's folder. The one place that knows; paths are strings, as a run may lie on an object store.
 
+<run>/lease.json                                while a job works there: which
 <run>/config.yaml                               resolved configuration
 <run>/run.json                                  versions, hashes, lineage, and which artifact is the current one of each kind
 <run>/manifest.parquet
-<run>/rationales/<fingerprint>/                 part-*.parquet while it grows, rationales.parquet and COMPLETE.json at the end
+<run>/rationales/<fingerprint>/                 parts/ and attempts/ while it grows, rationales.parquet and COMPLETE.json at the end
 <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
 <run>/evaluation/<system>/<fingerprint>/        predictions.parquet, metrics.json, COMPLETE.json
 <run>/report.html, summary.json

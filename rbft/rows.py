@@ -12,21 +12,25 @@ from typing import Any
 
 import pyarrow as pa
 
-from rbft import artifacts, storage
+from rbft import artifacts, attempts, storage
 from rbft.errors import ArtifactError, JobError
 from rbft.records import check_schema
 
 
 def write_part(folder: str, table: pa.Table) -> str:
     """Write one block's rows to `folder`; the URI of the part."""
-    name = artifacts.fingerprint(sorted(table["id"].to_pylist()))
-    uri = f"{folder}/parts/{name}.parquet"
+    uri = _part_uri(folder, table["id"].to_pylist())
     storage.write_table(uri, table)
     return uri
 
 
+def _part_uri(folder: str, ids: Iterable[str]) -> str:
+    return f"{folder}/parts/{artifacts.fingerprint(sorted(ids))}.parquet"
+
+
 def read_parts(folder: str, schema: pa.Schema) -> pa.Table:
-    """All rows in the parts of `folder`, one an id (and sample): where two parts hold an id, the first by name counts."""
+    """All rows in the parts of `folder`, one an id (and sample): where two parts hold an id, one without an error counts, else the first
+    by name."""
     tables = []
     scheme = folder.partition("://")[0] + "://" if "://" in folder else ""
     for info in storage.list_files(f"{folder}/parts"):
@@ -39,13 +43,33 @@ def read_parts(folder: str, schema: pa.Schema) -> pa.Table:
         return schema.empty_table()
     rows = pa.concat_tables(tables)
     key = list(zip(rows["id"].to_pylist(), rows["sample"].to_pylist() if "sample" in rows.column_names else [0] * len(rows), strict=True))
-    first = {value: index for index, value in reversed(list(enumerate(key)))}
+    is_error = [code is not None for code in rows["error_code"].to_pylist()]
+    best_last = sorted(range(len(key)), key=lambda index: (is_error[index], index), reverse=True)
+    first = {key[index]: index for index in best_last}
     return rows.take(sorted(first.values())) if len(first) < len(rows) else rows
 
 
-def done_ids(folder: str, schema: pa.Schema) -> set[str]:
-    """The ids that have a row already."""
-    return set(read_parts(folder, schema)["id"].to_pylist())
+def done_ids(folder: str, schema: pa.Schema, *, errors_too: bool = True) -> set[str]:
+    """The ids that have a row already; without `errors_too` only those whose row is no error."""
+    rows = read_parts(folder, schema)
+    codes = rows["error_code"].to_pylist()
+    return {id_ for id_, code in zip(rows["id"].to_pylist(), codes, strict=True) if errors_too or code is None}
+
+
+def has_part(folder: str, ids: Iterable[str]) -> bool:
+    """Whether the rows of this very block are written."""
+    return storage.exists(_part_uri(folder, ids))
+
+
+def reopen(folder: str, schema: pa.Schema) -> int:
+    """Take the mark off a complete `folder` that has error rows, so that those can be done again; how many there are.
+
+    They count as not done from now on (`done_ids(..., errors_too=False)`); if they fail again, their rows are still there.
+    """
+    num_errors = sum(code is not None for code in read_parts(folder, schema)["error_code"].to_pylist())
+    if num_errors:
+        storage.delete_file(f"{folder}/{artifacts.MARKER}")
+    return num_errors
 
 
 def finish(folder: str, name: str, schema: pa.Schema, ids: Iterable[str], fingerprint: str, lineage: dict[str, Any]) -> pa.Table:
@@ -64,6 +88,7 @@ def finish(folder: str, name: str, schema: pa.Schema, ids: Iterable[str], finger
     content = storage.read_bytes(f"{folder}/{name}.parquet")
     part = {"bytes": len(content), "sha256": artifacts.bytes_sha256(content)}
     artifacts.mark_complete(folder, fingerprint, {f"{name}.parquet": part}, lineage)
+    attempts.forget(folder)
     return table
 
 

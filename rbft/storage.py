@@ -74,6 +74,14 @@ def list_files(uri: str, recursive: bool = False) -> list[fs.FileInfo]:
     return sorted((info for info in found if info.type == fs.FileType.File), key=lambda info: str(info.path))
 
 
+def delete_file(uri: str) -> None:
+    """Delete `uri`; harmless if it is not there."""
+    where, path = filesystem(uri)
+    if where.get_file_info(path).type == fs.FileType.File:
+        with contextlib.suppress(FileNotFoundError):
+            where.delete_file(path)
+
+
 def delete_folder(uri: str) -> None:
     where, path = filesystem(uri)
     if where.get_file_info(path).type == fs.FileType.Directory:

@@ -19,7 +19,7 @@ LAYERS = (
     ("systems", "task"),
     ("config",),
     ("artifacts", "layout", "storage", "model_folder"),
-    ("rows", "video"),
+    ("attempts", "lease", "rows", "video"),
     ("data", "models"),
     ("engines",),
     ("rationales", "training", "evaluation", "baselines"),

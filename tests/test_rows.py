@@ -86,3 +86,29 @@ def test_rows_of_another_schema_are_refused(folder: str) -> None:
     rows.write_part(folder, other)
     with pytest.raises(ArtifactError, match="version 99, this code reads predictions version 1"):
         rows.done_ids(folder, SCHEMA)
+
+
+def failed(*ids: str) -> pa.Table:
+    return predictions_table([Prediction(id_, "normal", None, error_code="video_missing", error_message="gone") for id_ in ids])
+
+
+def test_errors_can_be_done_again_and_what_worked_then_counts(folder: str) -> None:
+    rows.write_part(folder, table("a"))
+    rows.write_part(folder, failed("b", "c"))
+    rows.finish(folder, "predictions", SCHEMA, ["a", "b", "c"], "f" * 16, {})
+    assert rows.reopen(folder, SCHEMA) == 2 and not artifacts.is_complete(folder)
+    assert rows.done_ids(folder, SCHEMA, errors_too=False) == {"a"} and rows.done_ids(folder, SCHEMA) == {"a", "b", "c"}
+    rows.write_part(folder, table("b"))
+    made = rows.finish(folder, "predictions", SCHEMA, ["a", "b", "c"], "f" * 16, {})
+    assert made["error_code"].to_pylist() == [None, None, "video_missing"]
+
+
+def test_a_folder_without_errors_stays_complete(folder: str) -> None:
+    rows.write_part(folder, table("a"))
+    rows.finish(folder, "predictions", SCHEMA, ["a"], "f" * 16, {})
+    assert rows.reopen(folder, SCHEMA) == 0 and artifacts.is_complete(folder)
+
+
+def test_a_part_is_known_by_its_ids(folder: str) -> None:
+    rows.write_part(folder, table("a", "b"))
+    assert rows.has_part(folder, ["b", "a"]) and not rows.has_part(folder, ["a"])

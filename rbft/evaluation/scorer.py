@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from rbft.engines.base import Engine
@@ -12,26 +11,28 @@ from rbft.records import Example, Prediction, VideoSpec
 from rbft.task import Task
 
 if TYPE_CHECKING:
+    from rbft.video.budget import FrameBudget
     from rbft.video.pool import DecodePool
 
 
 class Scorer:
-    """Uses an engine and a pool; any number of `predict` calls may run at once, `max_in_flight` of them past the gate."""
+    """Uses an engine and a pool; any number of `predict` calls may run at once, as many as `budget` has room for."""
 
-    def __init__(self, engine: Engine, pool: DecodePool, task: Task, spec: VideoSpec, *, max_new_tokens: int, max_in_flight: int) -> None:
+    def __init__(self, engine: Engine, pool: DecodePool, task: Task, spec: VideoSpec, *, max_new_tokens: int, budget: FrameBudget) -> None:
         self._engine = engine
         self._pool = pool
         self._task = task
         self._spec = spec
         self._max_new_tokens = max_new_tokens
-        self._gate = asyncio.Semaphore(max_in_flight)
+        self._budget = budget
 
     async def predict(self, example: Example) -> Prediction:
         """What the engine's model says about `example`. Raises `EngineGoneError` only."""
-        async with self._gate:
+        async with self._budget.place(self._spec) as place:
             messages = self._task.question_messages(example.context)
             try:
                 clip = await self._pool.decode_async(example.uri, self._spec, example.start_s, example.end_s)
+                place.hold(clip)
                 answer = await self._engine.answer(clip, messages, self._task.labels, self._max_new_tokens)
             except EngineGoneError:
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,12 @@ from rbft.seeds import derive_seed
 from rbft.task import Task
 
 if TYPE_CHECKING:
+    from rbft.video.budget import FrameBudget
     from rbft.video.pool import DecodePool
 
 
 class RationaleWorker:
-    """Owns no engine and no pool, only uses them; any number of `write` calls may run at once, `max_in_flight` of them past the gate."""
+    """Owns no engine and no pool, only uses them; any number of `write` calls may run at once, as many as `budget` has room for."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class RationaleWorker:
         *,
         seed: int,
         provenance: dict[str, Any],
-        max_in_flight: int,
+        budget: FrameBudget,
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -39,14 +39,15 @@ class RationaleWorker:
         self._generation = generation
         self._seed = seed
         self._provenance = provenance
-        self._gate = asyncio.Semaphore(max_in_flight)
+        self._budget = budget
 
     async def write(self, example: Example, sample: int = 0) -> Rationale:
         """The rationale of `example`; an error row if the video or the request fails. Raises `EngineGoneError` only."""
-        async with self._gate:
+        async with self._budget.place(self._spec) as place:
             started = time.monotonic()
             try:
                 clip = await self._pool.decode_async(example.uri, self._spec, example.start_s, example.end_s)
+                place.hold(clip)
                 decoded = time.monotonic()
                 seed = derive_seed(self._seed, "rationale", example.id, sample)
                 sampling = Sampling(self._generation.max_new_tokens, self._generation.temperature, seed)

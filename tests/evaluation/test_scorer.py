@@ -13,6 +13,7 @@ from rbft.engines.base import Sampling
 from rbft.engines.hf import HFEngine
 from rbft.evaluation.scorer import Scorer
 from rbft.records import Example, Prediction
+from rbft.video.budget import FrameBudget
 from rbft.video.pool import DecodePool
 from tests.samples import SPEC, TASK, write_video
 from tests.tiny_models import make_tiny_model
@@ -41,7 +42,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predict_all(engine: HFEngine, pool: DecodePool, examples: list[Example]) -> list[Prediction]:
     async def predict() -> list[Prediction]:
-        scorer = Scorer(engine, pool, TASK, SPEC, max_new_tokens=4, max_in_flight=2)
+        scorer = Scorer(engine, pool, TASK, SPEC, max_new_tokens=4, budget=FrameBudget(2, 1 << 30))
         return list(await asyncio.gather(*(scorer.predict(example) for example in examples)))
 
     return asyncio.run(predict())

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class RayCluster:
     dashboard: str
     environment: dict[str, str]
     """What a process needs to join it."""
+    pid: int
+    """Of its head."""
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +53,7 @@ def ray_cluster(short_tmp: Path) -> Iterator[RayCluster]:
     ]
     log = (short_tmp / "ray-start.log").open("wb")
     head = subprocess.Popen(command, env=os.environ | joins, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    cluster = RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", joins | {"RAY_ADDRESS": f"127.0.0.1:{port}"})
+    cluster = RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", joins | {"RAY_ADDRESS": f"127.0.0.1:{port}"}, head.pid)
     try:
         _wait_until(lambda: _answers(f"{cluster.dashboard}/api/version", token.read_text()), 120, f"ray start: see {log.name}")
         os.environ.update(cluster.environment)
@@ -78,17 +80,17 @@ class Jobs:
     manifest: Path
     environment: dict[str, str]
 
-    def command(self, script: str, name: str, *overrides: str) -> list[str]:
+    def command(self, script: str, name: str, *overrides: str, flags: Sequence[str] = ()) -> list[str]:
         settings = [
             *(f"name={name}", f"output_dir={self.output_dir}", f"data.manifest={self.manifest}", "engine.rows_per_block=8"),
             *("evaluation.num_report_samples=4", "training.checkpoint_every_steps=1", *overrides),
         ]
         arguments = [argument for setting in settings for argument in ("--set", setting)]
-        return [sys.executable, f"ray_jobs/{script}.py", "--config", "configs/miniature.yaml", *arguments]
+        return [sys.executable, f"ray_jobs/{script}.py", "--config", "configs/miniature.yaml", *arguments, *flags]
 
-    def start(self, script: str, name: str, *overrides: str) -> subprocess.Popen[str]:
+    def start(self, script: str, name: str, *overrides: str, flags: Sequence[str] = ()) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.command(script, name, *overrides),
+            self.command(script, name, *overrides, flags=flags),
             cwd=self.repository,
             env=os.environ | self.environment,
             stdout=subprocess.PIPE,
@@ -96,9 +98,9 @@ class Jobs:
             text=True,
         )
 
-    def run(self, script: str, name: str, *overrides: str, expect: int = 0) -> str:
+    def run(self, script: str, name: str, *overrides: str, flags: Sequence[str] = (), expect: int = 0) -> str:
         """What the job printed; fails the test if it exits with another code than `expect`."""
-        job = self.start(script, name, *overrides)
+        job = self.start(script, name, *overrides, flags=flags)
         output, _ = job.communicate(timeout=900)
         assert job.returncode == expect, output
         return output

@@ -14,6 +14,7 @@ from rbft.errors import EngineGoneError
 from rbft.rationales.table import rationales_from_table, rationales_table
 from rbft.rationales.worker import RationaleWorker
 from rbft.records import Example, Rationale
+from rbft.video.budget import FrameBudget
 from rbft.video.pool import DecodePool
 from tests.samples import SPEC, TASK
 
@@ -21,7 +22,9 @@ from tests.samples import SPEC, TASK
 def write_all(engine: Any, pool: DecodePool, examples: list[Example], temperature: float = 0.0, max_in_flight: int = 4) -> list[Rationale]:
     async def write() -> list[Rationale]:
         generation = GenerationConfig(max_new_tokens=6, temperature=temperature)
-        worker = RationaleWorker(engine, pool, TASK, SPEC, generation, seed=5, provenance={"model": "tiny"}, max_in_flight=max_in_flight)
+        worker = RationaleWorker(
+            engine, pool, TASK, SPEC, generation, seed=5, provenance={"model": "tiny"}, budget=FrameBudget(max_in_flight, 1 << 30)
+        )
         return list(await asyncio.gather(*(worker.write(example) for example in examples)))
 
     return asyncio.run(write())

@@ -1,0 +1,187 @@
+"""The actor that asks: one engine and one pool of decoders in one Ray actor, which works on a few blocks at a time.
+
+It writes a block's rows itself, as one part (`rbft.rows`), and notes which videos are in its engine (`rbft.attempts`), because an actor
+with a dead engine exits and another takes its place. Videos that may have killed it are then asked about one at a time, with nothing
+else in the engine, and one that kills engines all by itself gets the error row `engine_crash`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from rbft import attempts, rows
+from rbft.config import ModelConfig, RunConfig
+from rbft.engines.base import Engine
+from rbft.errors import EngineCrashError, EngineGoneError
+from rbft.evaluation.predictions import predictions_table
+from rbft.evaluation.scorer import Scorer
+from rbft.rationales.table import rationales_table
+from rbft.rationales.worker import RationaleWorker
+from rbft.records import Example, Prediction, Rationale
+from rbft.task import Task
+from rbft.video.budget import FrameBudget
+from rbft.video.pool import DecodePool
+
+Kind = Literal["rationale", "prediction"]
+EngineName = Literal["vllm", "hf"]
+
+MAX_DEATHS_ALONE = 2
+"""Engines that may die with one video alone in them before it becomes an error row."""
+MAX_DEATHS_AT_START = 5
+"""Times suspects may be begun without anything having come of it: then it is not the videos that kill engines."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A unit of work and of resume: videos to be asked the same thing of the same model, and where their rows go."""
+
+    kind: Kind
+    folder: str
+    examples: Sequence[Example]
+    model: ModelConfig
+    task: Task
+    provenance: dict[str, Any]
+    job: str
+    """Of the job that made it, for the notes on attempts."""
+    is_suspect: bool = False
+    """Whether engines died with these videos in them when an earlier job asked."""
+
+    @property
+    def ids(self) -> list[str]:
+        return [example.id for example in self.examples]
+
+    def dumps(self) -> str:
+        """As it travels to an actor: a few kilobytes of JSON."""
+        plain = {name: getattr(self, name) for name in ("kind", "folder", "provenance", "job", "is_suspect")}
+        models = {"model": self.model.model_dump(mode="json"), "task": self.task.model_dump(mode="json")}
+        return json.dumps(plain | models | {"examples": [asdict(example) for example in self.examples]})
+
+    @classmethod
+    def loads(cls, text: str) -> Block:
+        found = json.loads(text)
+        models = {"model": ModelConfig.model_validate(found["model"]), "task": Task.model_validate(found["task"])}
+        return cls(**found | models | {"examples": tuple(Example(**row) for row in found["examples"])})
+
+
+class EngineActor:
+    """Runs in the actor's event loop."""
+
+    def __init__(self, config: RunConfig, engine: EngineName) -> None:
+        self._config = config
+        self._engine_name = engine
+        self._engine: Engine | None = None
+        self._model: ModelConfig | None = None
+        self._inside: list[Block] = []
+        """The blocks whose videos may be in the engine."""
+        self._is_reserved = False
+        self._changed = asyncio.Condition()
+        video = config.video
+        self._pool = DecodePool(config.engine.decode_workers, video.timeout_s, video.memory_limit_bytes)
+        self._budget = FrameBudget(2 * config.engine.max_num_seqs, config.engine.max_frame_bytes)
+
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, list[int]]]:
+        for row in batch.to_pylist():
+            block = Block.loads(row["block"])
+            before = attempts.begin(block.folder, "block", block.ids, block.job)
+            is_suspect = block.is_suspect or before.is_suspect
+            if is_suspect and before.attempts >= MAX_DEATHS_AT_START:
+                raise EngineGoneError(f"{block.model.path}: its engine's process dies each time as it starts; see Ray's log of the actor")
+            asked = self._ask_alone(block) if is_suspect else self._ask_together(block)
+            num_errors = 0
+            async for table in asked:
+                rows.write_part(block.folder, table)
+                num_errors += table.num_rows - table["error_code"].null_count
+            attempts.end(block.folder, "block", block.ids)
+            yield {"num_rows": [len(block.examples)], "num_errors": [num_errors]}
+
+    async def _ask_together(self, block: Block) -> AsyncIterator[pa.Table]:
+        async with self._use_engine(block, alone=False) as engine:
+            ask = self._asker(engine, block)
+            answers = await asyncio.gather(*(ask(example) for example in block.examples))
+        yield _table(block.kind, answers)
+
+    async def _ask_alone(self, block: Block) -> AsyncIterator[pa.Table]:
+        """A part of its own for every video; what an earlier attempt has written is not asked again."""
+        async with self._use_engine(block, alone=True) as engine:
+            attempts.progressed(block.folder, "block", block.ids, block.job)
+            ask = self._asker(engine, block)
+            for example in block.examples:
+                if rows.has_part(block.folder, [example.id]):
+                    continue
+                before = attempts.begin(block.folder, "alone", [example.id], block.job)
+                guilty = before.attempts >= MAX_DEATHS_ALONE
+                yield _table(block.kind, [_guilty(block.kind, example, before.attempts) if guilty else await ask(example)])
+                attempts.end(block.folder, "alone", [example.id])
+
+    def _asker(self, engine: Engine, block: Block) -> Any:
+        """Example -> awaitable row."""
+        config, spec = self._config, self._config.video.spec()
+        if block.kind == "rationale":
+            return RationaleWorker(
+                *(engine, self._pool, block.task, spec, config.generation),
+                seed=config.seed,
+                provenance=block.provenance,
+                budget=self._budget,
+            ).write
+        max_new_tokens = config.evaluation.max_new_tokens
+        return Scorer(engine, self._pool, block.task, spec, max_new_tokens=max_new_tokens, budget=self._budget).predict
+
+    @asynccontextmanager
+    async def _use_engine(self, block: Block, *, alone: bool) -> AsyncIterator[Engine]:
+        """The engine for the block's model: the one at hand, or a new one in its place once nobody uses that. With `alone`, for nobody
+        else meanwhile. If it dies in use, so does this process."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._may_enter(block.model, alone))
+            if self._engine is None or self._model != block.model:
+                # Never other weights in a running engine: its caches would answer for the old ones.
+                if self._engine is not None:
+                    self._engine.close()
+                    self._engine = None
+                self._engine, self._model = self._start(block.model), block.model
+            self._inside.append(block)
+            self._is_reserved = alone
+        try:
+            yield self._engine
+        except EngineGoneError as error:
+            # An actor with a dead engine would fail every block it is given; Ray starts another in its place, and tries them again.
+            for each in self._inside:
+                attempts.blame(each.folder, "block", each.ids, each.job)
+            print(f"engine gone, actor exits: {error}", flush=True)
+            os._exit(1)
+        finally:
+            async with self._changed:
+                self._inside.remove(block)
+                self._is_reserved = False
+                self._changed.notify_all()
+
+    def _may_enter(self, model: ModelConfig, alone: bool) -> bool:
+        return not self._inside or not (alone or self._is_reserved or self._model != model)
+
+    def _start(self, model: ModelConfig) -> Engine:
+        spec = self._config.video.spec()
+        if self._engine_name == "hf":
+            from rbft.engines.hf import HFEngine
+
+            return HFEngine(model, spec, max_batch_size=self._config.engine.max_num_seqs)
+        from rbft.engines.vllm import VllmEngine
+
+        return VllmEngine(model, self._config.engine, spec, self._config.seed)
+
+
+def _guilty(kind: Kind, example: Example, num_deaths: int) -> Rationale | Prediction:
+    error = EngineCrashError(f"{example.uri}: the engine died {num_deaths} times with this video alone in it; leave it out or re-encode it")
+    if kind == "rationale":
+        return Rationale(example.id, 0, error_code=error.code, error_message=str(error))
+    return Prediction(example.id, example.label, None, error_code=error.code, error_message=str(error))
+
+
+def _table(kind: Kind, answers: Sequence[Any]) -> pa.Table:
+    return rationales_table(answers) if kind == "rationale" else predictions_table(answers)

@@ -1,0 +1,101 @@
+"""One job at a time on a folder: a second one is refused while the first still works there.
+
+The lease is a file that its holder writes again every few seconds. A holder that was killed leaves it behind; it counts no more when its
+process is gone from this machine, or when it has been silent for `STALE_S`. Works on every filesystem of `rbft.storage`. Two jobs that
+take over the same dead lease within the same fraction of a second are told apart by reading it again after `_SETTLE_S`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from rbft import storage
+from rbft.errors import JobError
+
+_LOG = logging.getLogger(__name__)
+
+RENEW_S = 10.0
+STALE_S = 45.0
+_SETTLE_S = 0.2
+
+
+class Lease:
+    """A context manager that holds `<folder>/lease.json`. Raises `JobError` on entry if a live job holds it.
+
+    If another job takes it over while it is held (after this process was suspended for longer than `STALE_S`), the main thread is
+    interrupted as by Ctrl-C: two jobs must not write the same files.
+    """
+
+    def __init__(self, folder: str, command: str) -> None:
+        me = psutil.Process()
+        self.id = uuid.uuid4().hex
+        self._uri = f"{folder}/lease.json"
+        self._folder = folder
+        self._record = {"id": self.id, "host": socket.gethostname(), "pid": me.pid, "started": me.create_time(), "command": command}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="rbft-lease")
+
+    def __enter__(self) -> Self:
+        storage.make_folder(self._folder)
+        holder = self._holder()
+        if holder is not None and (silence_s := _silence_s(holder)) is not None:
+            raise JobError(
+                f"{self._folder}: another job works there ({holder['command']}, process {holder['pid']} on {holder['host']}, last sign of "
+                f"life {silence_s:.0f} s ago); wait for it, or end it and submit again after {STALE_S:.0f} s"
+            )
+        self._write()
+        time.sleep(_SETTLE_S)
+        if not self._is_mine():
+            raise JobError(f"{self._folder}: another job has begun there this very moment; wait for it")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._is_mine():
+            storage.delete_file(self._uri)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_S):
+            holder = self._holder()
+            if holder is not None and holder["id"] != self.id:
+                _LOG.error("%s: another job took over while this one was suspended; ending", self._folder)
+                _thread.interrupt_main()
+                return
+            self._write()
+
+    def _holder(self) -> dict[str, Any] | None:
+        return dict(storage.read_json(self._uri)) if storage.exists(self._uri) else None
+
+    def _is_mine(self) -> bool:
+        holder = self._holder()
+        return holder is not None and holder["id"] == self.id
+
+    def _write(self) -> None:
+        storage.write_json(self._uri, self._record | {"at": time.time()})
+
+
+def _silence_s(holder: dict[str, Any]) -> float | None:
+    """Seconds since the holder last wrote, None if it is dead."""
+    if holder["host"] == socket.gethostname() and not _runs(holder["pid"], holder["started"]):
+        return None
+    silence_s = max(0.0, time.time() - float(holder["at"]))
+    return silence_s if silence_s < STALE_S else None
+
+
+def _runs(pid: int, started: float) -> bool:
+    try:
+        return bool(os.getpid() == pid or abs(psutil.Process(pid).create_time() - started) < 1)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,91 @@
+"""One job at a time on a folder, and none locked out for ever."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rbft import lease
+from rbft.errors import JobError
+from rbft.lease import STALE_S, Lease
+
+
+def test_a_second_job_is_refused_while_the_first_works(tmp_path: Path) -> None:
+    with (
+        Lease(str(tmp_path), "rbft pipeline"),
+        pytest.raises(JobError, match=r"another job works there \(rbft pipeline, process \d+ on .*wait for it"),
+        Lease(str(tmp_path), "rbft train"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())  # and the refused one has not let the first one's lease go before its time
+
+
+def test_a_refused_job_leaves_the_lease_as_it_was(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), "first") as held:
+        with pytest.raises(JobError), Lease(str(tmp_path), "second"):
+            pass
+        assert json.loads((tmp_path / "lease.json").read_text())["id"] == held.id
+
+
+def test_a_job_that_was_killed_locks_nobody_out(tmp_path: Path) -> None:
+    lines = (
+        "import time",
+        "from rbft.lease import Lease",
+        f"with Lease({str(tmp_path)!r}, 'killed'):",
+        "    print('held', flush=True)",
+        "    time.sleep(60)",
+    )
+    holder = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(JobError), Lease(str(tmp_path), "too early"):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with Lease(str(tmp_path), "next"):
+        assert json.loads((tmp_path / "lease.json").read_text())["command"] == "next"
+
+
+@pytest.mark.parametrize(("silence_s", "is_refused"), [(1.0, True), (STALE_S + 1, False)])
+def test_a_job_on_another_machine_counts_as_long_as_it_gives_signs_of_life(tmp_path: Path, silence_s: float, is_refused: bool) -> None:
+    record = {"id": "x", "host": "elsewhere", "pid": 1, "started": 0.0, "command": "rbft pipeline", "at": time.time() - silence_s}
+    (tmp_path / "lease.json").write_text(json.dumps(record))
+    if is_refused:
+        with pytest.raises(JobError, match="elsewhere"), Lease(str(tmp_path), "next"):
+            pass
+    else:
+        with Lease(str(tmp_path), "next"):
+            pass
+
+
+def test_another_process_with_the_pid_of_a_dead_holder_is_not_the_holder(tmp_path: Path) -> None:
+    parent = psutil.Process().parent()
+    assert parent is not None
+    record = {"id": "x", "host": socket.gethostname(), "pid": parent.pid, "started": 1.0, "command": "old", "at": time.time()}
+    (tmp_path / "lease.json").write_text(json.dumps(record))
+    with Lease(str(tmp_path), "next"):
+        pass
+
+
+def test_a_lease_that_was_taken_over_interrupts_its_old_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    with Lease(str(tmp_path), "suspended"):
+        (tmp_path / "lease.json").write_text(json.dumps({"id": "other"}))
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(5)
+    assert json.loads((tmp_path / "lease.json").read_text()) == {"id": "other"}
+
+
+def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    with Lease(str(tmp_path), "at work"):
+        first = json.loads((tmp_path / "lease.json").read_text())["at"]
+        time.sleep(0.5)
+        assert json.loads((tmp_path / "lease.json").read_text())["at"] > first
