@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from ray_jobs.engine_metrics import EngineMetrics, MeteredEngine
 from rbft import attempts, rows
 from rbft.config import ModelConfig, RunConfig
 from rbft.engines.base import Engine
@@ -86,6 +87,7 @@ class EngineActor:
         video = config.video
         self._pool = DecodePool(config.engine.decode_workers, video.timeout_s, video.memory_limit_bytes)
         self._budget = FrameBudget(2 * config.engine.max_num_seqs, config.engine.max_frame_bytes)
+        self._metrics = EngineMetrics(self._budget)
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, list[int]]]:
         for row in batch.to_pylist():
@@ -98,6 +100,7 @@ class EngineActor:
             num_errors = 0
             async for table in asked:
                 rows.write_part(block.folder, table)
+                self._metrics.count_rows(block.kind, table)
                 num_errors += table.num_rows - table["error_code"].null_count
             attempts.end(block.folder, "block", block.ids)
             yield {"num_rows": [len(block.examples)], "num_errors": [num_errors]}
@@ -149,7 +152,7 @@ class EngineActor:
             self._inside.append(block)
             self._is_reserved = alone
         try:
-            yield self._engine
+            yield MeteredEngine(self._engine, self._metrics)
         except EngineGoneError as error:
             # An actor with a dead engine would fail every block it is given; Ray starts another in its place, and tries them again.
             for each in self._inside:

@@ -33,6 +33,8 @@ class RayCluster:
     """What a process needs to join it."""
     pid: int
     """Of its head."""
+    metrics_port: int
+    """Where its node answers Prometheus."""
 
 
 @pytest.fixture(scope="session")
@@ -45,15 +47,23 @@ def ray_cluster(short_tmp: Path) -> Iterator[RayCluster]:
     """`ray start --head` with a token of its own; ended by pid. This process is given the environment to join it."""
     token = short_tmp / "token"
     token.write_text("0123456789abcdef" * 4)
-    port, dashboard_port = _free_port(), _free_port()
+    port, dashboard_port, metrics_port = _free_port(), _free_port(), _free_port()
     joins = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     command = [
         *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"),
-        *(f"--dashboard-port={dashboard_port}", "--num-cpus=6", f"--object-store-memory={512 << 20}", f"--temp-dir={short_tmp / 'ray'}"),
+        *(
+            f"--dashboard-port={dashboard_port}",
+            f"--metrics-export-port={metrics_port}",
+            "--num-cpus=6",
+            f"--object-store-memory={512 << 20}",
+            f"--temp-dir={short_tmp / 'ray'}",
+        ),
     ]
     log = (short_tmp / "ray-start.log").open("wb")
     head = subprocess.Popen(command, env=os.environ | joins, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    cluster = RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", joins | {"RAY_ADDRESS": f"127.0.0.1:{port}"}, head.pid)
+    cluster = RayCluster(
+        f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", joins | {"RAY_ADDRESS": f"127.0.0.1:{port}"}, head.pid, metrics_port
+    )
     try:
         _wait_until(lambda: _answers(f"{cluster.dashboard}/api/version", token.read_text()), 120, f"ray start: see {log.name}")
         os.environ.update(cluster.environment)

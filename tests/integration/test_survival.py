@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import threading
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,29 @@ def test_errors_are_tried_again_when_asked_and_nothing_else_is(jobs: Jobs, tmp_p
     after = {row["id"]: row for row in rationales(jobs.run_dir("late"))}
     assert after.pop(hidden.id)["error_code"] is None and before.pop(hidden.id)["error_code"] == "video_missing"
     assert after == before and "1 videos with errors are tried again" in again
+
+
+def test_what_engines_do_can_be_watched(jobs: Jobs, ray_cluster: RayCluster) -> None:
+    """Ray's metrics endpoint of the node, which the dashboard and Prometheus read, while a job runs."""
+    job = jobs.start("generate", "watched")
+    seen: dict[str, float] = {}
+
+    def all_seen() -> bool:
+        seen.update(scrape(ray_cluster))
+        return {"videos", "generated_tokens", "engine_requests", "clips_in_flight", "frame_bytes"} <= set(seen)
+
+    wait_for(all_seen, job)
+    output, _ = job.communicate(timeout=900)
+    assert job.returncode == 0, output
+    assert seen["videos"] > 0 and seen["generated_tokens"] > 4 * seen["videos"]
+
+
+def scrape(ray_cluster: RayCluster) -> dict[str, float]:
+    """Our metrics at the node's Prometheus endpoint, by name; of several with other tags, the sum."""
+    found: dict[str, float] = {}
+    with urllib.request.urlopen(f"http://127.0.0.1:{ray_cluster.metrics_port}/metrics", timeout=10) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith("ray_rbft_"):
+                name, value = line.removeprefix("ray_rbft_").partition("{")[0], float(line.rpartition(" ")[2])
+                found[name.removesuffix("_total")] = found.get(name.removesuffix("_total"), 0.0) + value
+    return found
