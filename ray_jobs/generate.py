@@ -13,6 +13,8 @@ from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run
 from rbft import artifacts, rows
 from rbft.errors import JobError
+from rbft.evaluation.tables import percent
+from rbft.rationales.quality import judge, write_quality
 from rbft.rationales.table import rationales_from_table
 from rbft.records import Rationale, rationale_schema
 
@@ -56,6 +58,10 @@ def _finish(run: Run) -> None:
     if not artifacts.is_complete(folder, fingerprint):
         lineage = {"model": run.model_fingerprint, "prompt": run.config.task.rationale_prompt, "versions": run.fact("versions")}
         rows.finish(folder, "rationales", rationale_schema(), [example.id for example in cohort], fingerprint, lineage)
+        labels = {example.id: example.label for example in cohort}
+        verdicts = judge(read_rationales(run), run.config.task, labels)
+        found = write_quality(folder, verdicts, run.config.task, f"{run.config.name}: rationales")
+        say(f"generate: {percent(found['pass_rates']['all'])} of the rationales pass every gate ({folder}/quality.html)")
     # Also for a folder that was complete already: a job that failed for its bad share must not pass when it is submitted again.
     report_errors(run, "generate", [(r.id, r.error_code, r.error_message) for r in read_rationales(run)])
 

@@ -155,11 +155,28 @@ class GenerationConfig(_Section):
     temperature: float = Field(0.0, ge=0)
 
 
+GateName = Literal[
+    "not_empty",
+    "not_cut_off",
+    "not_repeating",
+    "no_refusal",
+    "has_sections",
+    "names_no_label",
+    "agrees_with_label",
+    "no_near_duplicate",
+    "usual_length",
+]
+"""The gates of `rbft.rationales.gates`."""
+
+
 class GatesConfig(_Section):
     """What becomes of rationales that do not pass the gates of `rbft.rationales.gates`. They are kept on disk whatever is chosen."""
 
     profile: Literal["paper", "filter"] = "paper"
-    """"paper": stage 1 learns from all of them; "filter": stage 1 leaves those out, and stage 2 still sees their videos."""
+    """"paper": stage 1 learns from all of them; "filter": stage 1 leaves those out that do not pass one of `drop`, and stage 2 still sees
+    their videos."""
+    drop: tuple[GateName, ...] = get_args(GateName)[:7]
+    """Those that one text decides by itself. Near-duplicates and unusual lengths are told, and dropped where a task wants that."""
 
 
 class OptimiserConfig(_Section):

@@ -42,6 +42,8 @@ class Task(BaseModel):
     dimensions: tuple[Dimension, ...] = Field(min_length=1)
     question: _Words
     """The stage-2 query; must let a reader know the labels."""
+    concern_labels: tuple[str, ...] = ()
+    """Labels that say something is wrong. A rationale that denies any concern about such a video contradicts its label."""
     label_aliases: dict[str, str] = Field(default_factory=dict)
     """Annotation value -> label, for data whose labels are written otherwise ("Vague Abnormal" -> abnormal)."""
 
@@ -55,6 +57,8 @@ class Task(BaseModel):
                 raise ValueError(f"label {label!r} must be plain lowercase words; write {plain!r}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must be distinct, got {list(self.labels)}")
+        if strangers := sorted(set(self.concern_labels) - set(self.labels)):
+            raise ValueError(f"concern_labels names {strangers}, which are not labels; labels are {list(self.labels)}")
         unknown = sorted(set(self.label_aliases.values()) - set(self.labels))
         if unknown:
             raise ValueError(f"label_aliases point to {unknown}, which are not labels; labels are {list(self.labels)}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from miniature.base import load_task
 from miniature.world import all_captions
-from rbft.rationales.gates import GATES, check_rationale, pass_rates, repeated_share
+from rbft.config import GateName, GatesConfig
+from rbft.rationales.gates import GATES, TEXT_GATES, check_rationale, failed, pass_rates, repeated_share, score_corpus
 from rbft.records import Rationale
 
 TASK = load_task().model_copy(update={"label_aliases": {"Vague Abnormal": "abnormal"}})
@@ -58,7 +62,7 @@ def test_an_error_row_passes_nothing() -> None:
 def test_rates_count_error_rows_and_all_gates_together() -> None:
     rates = pass_rates([written(GOOD), written(GOOD, "length"), written("A dog."), written(None)], TASK)
     assert rates["all"] == 0.25 and rates["not_cut_off"] == 0.5 and rates["no_refusal"] == 0.75 and rates["has_sections"] == 0.5
-    assert list(rates) == [*GATES, "all"] and pass_rates([], TASK) == {}
+    assert list(rates) == [*TEXT_GATES, "all"] and pass_rates([], TASK) == {}
 
 
 def test_every_true_caption_of_the_miniature_passes() -> None:
@@ -70,7 +74,7 @@ def test_every_true_caption_of_the_miniature_passes() -> None:
 
 @given(st.text())
 def test_any_text_gets_an_answer(text: str) -> None:
-    assert set(check_rationale(written(text), TASK)) <= set(GATES)
+    assert set(check_rationale(written(text), TASK, "abnormal")) <= set(TEXT_GATES)
     assert 0 <= repeated_share(text) < 1
 
 
@@ -78,3 +82,58 @@ def test_any_text_gets_an_answer(text: str) -> None:
 def test_saying_it_twice_never_lowers_the_repeated_share(words: list[str]) -> None:
     text = " ".join(words)
     assert repeated_share(f"{text} {text}") >= repeated_share(text)
+
+
+def test_a_configuration_names_the_gates_there_are() -> None:
+    assert get_args(GateName) == tuple(GATES) and GatesConfig().drop == TEXT_GATES
+
+
+@pytest.mark.parametrize(
+    ("text", "denies"),
+    [
+        ("There are no signs of any concern.", True),
+        ("Nothing unusual happens.", True),
+        ("He does not show any threatening behaviour.", True),
+        ("She doesn't look suspicious at all.", True),
+        ("The yard is quiet, without any immediate danger to the house.", True),
+        ("A delivery, with no apparent threat.", True),
+        ("Nothing out of the ordinary.", True),
+        # What only looks like a denial:
+        ("No one notices the danger.", False),
+        ("A man with a suspicious bag; nobody is at home.", False),
+        ("It is not a cat but a dangerous snake.", False),
+        ("There is no light. A suspicious figure comes closer.", False),
+    ],
+)
+def test_a_text_that_denies_any_concern_contradicts_a_label_of_concern_only(text: str, denies: bool) -> None:
+    told = GOOD + " " + text
+    assert check_rationale(written(told), TASK, "abnormal") == (["agrees_with_label"] if denies else [])
+    assert check_rationale(written(told), TASK, "normal") == check_rationale(written(told), TASK) == []
+
+
+def test_of_near_duplicates_the_first_passes() -> None:
+    words = [f"w{number}" for number in range(200)]
+    other = random.Random(0).sample(words, 200)
+    almost = [*words[:-1], "else"]
+    scores = [found["no_near_duplicate"] for found in score_corpus([" ".join(text) for text in (words, other, almost, words)])]
+    assert scores[:2] == [0.0, 0.0] and scores[2] > 0.9 and scores[3] == 1.0
+    assert [failed(found, ["no_near_duplicate"]) for found in score_corpus(["a b c d", "a b c d"])] == [[], ["no_near_duplicate"]]
+
+
+def test_a_length_is_unusual_among_the_others_only() -> None:
+    usual = ["word " * count for count in (40, 42, 45, 38, 41, 44, 39, 43)]
+    *inside, short, long = score_corpus([*usual, "word", "word " * 400])
+    assert all(not failed(found, ["usual_length"]) for found in inside)
+    assert failed(short, ["usual_length"]) == failed(long, ["usual_length"]) == ["usual_length"]
+    same = score_corpus(["one two three"] * 5 + ["one two three four"])
+    assert not any(failed(found, ["usual_length"]) for found in same[:5])
+
+
+@given(st.lists(st.text(max_size=40), max_size=6))
+def test_any_corpus_gets_scores_in_bounds(texts: list[str]) -> None:
+    for found in score_corpus(texts):
+        assert 0 <= found["no_near_duplicate"] <= 1 and found["usual_length"] >= 0
+
+
+def test_no_scores_are_an_error_row() -> None:
+    assert failed({}) == ["error"]
