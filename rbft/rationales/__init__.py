@@ -1,1 +1,1 @@
-"""Rationales: the worker that makes them, the gates that judge their text, and their table."""
+"""Rationales: the worker that makes them, the gates that judge them, the quality report, and their table."""
