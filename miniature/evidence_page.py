@@ -227,7 +227,7 @@ def _readings(protocol: Protocol, found: Findings, minority: str) -> list[str]:
         f"its own rationales change that by {points(net('rb-ft'))} points ({_percent(slots['rb-ft'].mended)} % mended, "
         f"{_percent(slots['rb-ft'].broken)} % broken), true captions by {points(net('rb-ft-human'))}, shuffled ones by "
         f"{points(net('rb-ft-shuffled'))}.",
-        f"*What was it taught?* Rationales with {_percent(taught.right['overall'])} % of their slots right, "
+        f"*What did the base write for it?* Rationales with {_percent(taught.right['overall'])} % of their slots right, "
         f"{_percent(taught.by_severity[hardest])} % at severities {hardest}; {_percent(taught.passed['all'])} % of them pass the gates. "
         f"Half of the steps have a loss of at most {np.median(found.losses):.2f}, and the mean is {np.mean(found.losses):.2f}. "
         f"Their errors are {_kind_of_errors(taught)}: {habits(TAUGHT)}. After stage 1, on test clips: {habits('rb-ft')}.",
@@ -258,7 +258,7 @@ def _system_row(study: Study, system: str) -> dict[str, str]:
 
 
 def _slot_row(scores: SlotScores) -> dict[str, Any]:
-    titles = {BASE: "base model", TAUGHT: "base model, training clips (stage 1 is taught this)"}
+    titles = {BASE: "base model", TAUGHT: "base model, training clips (for stage 1)"}
     shares = [*(scores.right[name] for name in SLOT_NAMES), scores.right["overall"], scores.passed["all"]]
     changed = [_percent(share) for share in (scores.mended, scores.broken)] if scores.writer not in titles else ["", ""]
     return {
