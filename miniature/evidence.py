@@ -17,10 +17,11 @@ from miniature.analysis import BASE, TAUGHT, World, read_truth
 from miniature.protocol import FIRST, ROOT, Protocol, load_protocol, open_run
 from ray_jobs.evaluate import held_out, read_predictions
 from ray_jobs.generate import read_rationales
-from ray_jobs.inference import Work, run_inference
+from ray_jobs.inference import run_inference
 from ray_jobs.pipeline import make_report, run_steps
 from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run
+from ray_jobs.work import Work
 from rbft import rows
 from rbft.config import ModelConfig
 from rbft.lease import Lease

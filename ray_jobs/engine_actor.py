@@ -8,16 +8,15 @@ else in the engine, and one that kills engines all by itself gets the error row 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from ray_jobs.engine_metrics import EngineMetrics, MeteredEngine
+from ray_jobs.work import Block, EngineName, Kind
 from rbft import attempts, rows
 from rbft.config import ModelConfig, RunConfig
 from rbft.engines.base import Engine
@@ -27,49 +26,13 @@ from rbft.evaluation.scorer import Scorer
 from rbft.rationales.table import rationales_table
 from rbft.rationales.worker import RationaleWorker
 from rbft.records import Example, Prediction, Rationale
-from rbft.task import Task
 from rbft.video.budget import FrameBudget
 from rbft.video.pool import DecodePool
-
-Kind = Literal["rationale", "prediction"]
-EngineName = Literal["vllm", "hf"]
 
 MAX_DEATHS_ALONE = 2
 """Engines that may die with one video alone in them before it becomes an error row."""
 MAX_DEATHS_AT_START = 5
 """Times suspects may be begun without anything having come of it: then it is not the videos that kill engines."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A unit of work and of resume: videos to be asked the same thing of the same model, and where their rows go."""
-
-    kind: Kind
-    folder: str
-    examples: Sequence[Example]
-    model: ModelConfig
-    task: Task
-    provenance: dict[str, Any]
-    job: str
-    """Of the job that made it, for the notes on attempts."""
-    is_suspect: bool = False
-    """Whether engines died with these videos in them when an earlier job asked."""
-
-    @property
-    def ids(self) -> list[str]:
-        return [example.id for example in self.examples]
-
-    def dumps(self) -> str:
-        """As it travels to an actor: a few kilobytes of JSON."""
-        plain = {name: getattr(self, name) for name in ("kind", "folder", "provenance", "job", "is_suspect")}
-        models = {"model": self.model.model_dump(mode="json"), "task": self.task.model_dump(mode="json")}
-        return json.dumps(plain | models | {"examples": [asdict(example) for example in self.examples]})
-
-    @classmethod
-    def loads(cls, text: str) -> Block:
-        found = json.loads(text)
-        models = {"model": ModelConfig.model_validate(found["model"]), "task": Task.model_validate(found["task"])}
-        return cls(**found | models | {"examples": tuple(Example(**row) for row in found["examples"])})
 
 
 class EngineActor:

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from typing import Literal
 
 from ray_jobs.command import main
-from ray_jobs.engine_actor import EngineName
 from ray_jobs.generate import report_errors
-from ray_jobs.inference import Work, run_inference
+from ray_jobs.inference import run_inference
 from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run, video_key
+from ray_jobs.work import EngineName, Work
 from rbft import artifacts, rows, storage
 from rbft.config import ModelConfig
 from rbft.errors import DataError, JobError

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ray_jobs.command import main
-from ray_jobs.inference import Work, run_inference
+from ray_jobs.inference import run_inference
 from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run
+from ray_jobs.work import Work
 from rbft import artifacts, rows
 from rbft.errors import JobError
 from rbft.evaluation.tables import percent

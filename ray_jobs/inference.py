@@ -12,31 +12,16 @@ import time
 import uuid
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.engine_actor import Block, EngineActor, EngineName, Kind
+from ray_jobs.engine_actor import EngineActor
 from ray_jobs.progress import Progress
 from ray_jobs.ray_runtime import ensure_ray, reason
+from ray_jobs.work import Block, EngineName, Work
 from rbft import attempts
-from rbft.config import ModelConfig, RunConfig
+from rbft.config import RunConfig
 from rbft.errors import JobError
-from rbft.records import Example
-from rbft.task import Task
-
-
-@dataclass(frozen=True)
-class Work:
-    """Videos to be asked the same thing of the same model, and the folder their rows go to."""
-
-    kind: Kind
-    folder: str
-    examples: Sequence[Example]
-    model: ModelConfig
-    task: Task
-    provenance: dict[str, Any]
 
 
 def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], progress: Progress | None = None) -> float:

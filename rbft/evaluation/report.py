@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from rbft import storage
@@ -26,23 +25,18 @@ from rbft.evaluation.tables import (
     points,
     system_title,
 )
+from rbft.pages import html_environment
 
 _TEMPLATE = "report.html.j2"
 
 
 def render_report(report: ReportData) -> str:
     """The report as one HTML page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rbft.evaluation", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=percent, interval=interval, points=points, duration=duration, system_title=system_title, frame_images=frame_images
-    )
-    return environment.get_template(_TEMPLATE).render(_context(report))
+    filters = {
+        **{"percent": percent, "interval": interval, "points": points, "duration": duration},
+        **{"system_title": system_title, "frame_images": frame_images},
+    }
+    return html_environment("rbft.evaluation", **filters).get_template(_TEMPLATE).render(_context(report))
 
 
 def write_report(report: ReportData, uri: str) -> None:

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 
 from rbft import storage
 from rbft.evaluation.tables import percent
+from rbft.pages import html_environment
 from rbft.rationales.gates import GATES, failed, score_corpus, score_text
 from rbft.records import Rationale
 from rbft.task import Task
@@ -95,17 +95,13 @@ def _worst(verdicts: Sequence[Verdict], gate: str) -> list[Verdict]:
 
 
 def _page(found: dict[str, Any], verdicts: Sequence[Verdict], title: str) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rbft.rationales", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent)
-    return environment.get_template("quality.html.j2").render(
-        title=title,
-        found=found,
-        gates=GATES,
-        worst={name: _worst(verdicts, name) for name in GATES},
+    return (
+        html_environment("rbft.rationales", percent=percent)
+        .get_template("quality.html.j2")
+        .render(
+            title=title,
+            found=found,
+            gates=GATES,
+            worst={name: _worst(verdicts, name) for name in GATES},
+        )
     )

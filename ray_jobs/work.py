@@ -1,0 +1,53 @@
+"""What engines are asked to do: videos, what to ask of which model, and where the rows go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rbft.config import ModelConfig
+from rbft.records import Example
+from rbft.task import Task
+
+Kind = Literal["rationale", "prediction"]
+EngineName = Literal["vllm", "hf"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Videos to be asked the same thing of the same model, and the folder their rows go to."""
+
+    kind: Kind
+    folder: str
+    examples: Sequence[Example]
+    model: ModelConfig
+    task: Task
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Block(Work):
+    """As much of some work as one actor takes at a time; the unit of resume."""
+
+    job: str
+    """Of the job that made it, for the notes on attempts."""
+    is_suspect: bool
+    """Whether engines died with these videos in them when an earlier job asked."""
+
+    @property
+    def ids(self) -> list[str]:
+        return [example.id for example in self.examples]
+
+    def dumps(self) -> str:
+        """As it travels to an actor: a few kilobytes of JSON."""
+        plain = {name: getattr(self, name) for name in ("kind", "folder", "provenance", "job", "is_suspect")}
+        models = {"model": self.model.model_dump(mode="json"), "task": self.task.model_dump(mode="json")}
+        return json.dumps(plain | models | {"examples": [asdict(example) for example in self.examples]})
+
+    @classmethod
+    def loads(cls, text: str) -> Block:
+        found = json.loads(text)
+        models = {"model": ModelConfig.model_validate(found["model"]), "task": Task.model_validate(found["task"])}
+        return cls(**found | models | {"examples": tuple(Example(**row) for row in found["examples"])})
