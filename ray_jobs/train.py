@@ -28,7 +28,6 @@ from rbft.data.samples import TrainingItem, classify_items, human_rationales, la
 from rbft.errors import DataError, JobError
 from rbft.evaluation.tables import duration
 from rbft.layout import Stage
-from rbft.rationales.gates import failed
 from rbft.rationales.quality import judge
 from rbft.records import Example
 from rbft.systems import System, parse_systems
@@ -60,7 +59,7 @@ def plan_stages(run: Run) -> list[PlannedStage]:
         own = {row.id: str(row.text) for row in written}
         if config.gates.profile == "filter":
             labels = {example.id: example.label for example in cohort}
-            unfit = {verdict.rationale.id for verdict in judge(written, task, labels) if failed(verdict.scores, config.gates.drop)}
+            unfit = {verdict.rationale.id for verdict in judge(written, task, labels, config.gates.drop) if verdict.failed}
             say(f"train: stage 1 leaves out {len(unfit)} of {len(own)} rationales, which do not pass the gates")
         # All systems learn from the same videos: those whose rationale could be written.
         cohort = [example for example in cohort if example.id in own]

@@ -4,7 +4,7 @@ An actor writes down a block's videos before they enter its engine and strikes t
 death nobody knows which of the videos in flight did it. So all of them are *suspects*: they are tried again one at a time, each with a
 note of its own, and a video that takes an engine down while it is alone in it is guilty.
 
-    before = begin(folder, "block", ids, job)     blame(folder, "block", ids)     end(folder, "block", ids)
+    before = begin(folder, "block", ids, job)     blame(folder, "block", ids, job)     end(folder, "block", ids)
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any, Self
 import psutil
 
 from rbft import storage
-from rbft.errors import JobError
+from rbft.errors import ArtifactError, JobError
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,12 +68,15 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_S):
-            holder = self._holder()
-            if holder is not None and holder["id"] != self.id:
-                _LOG.error("%s: another job took over while this one was suspended; ending", self._folder)
-                _thread.interrupt_main()
-                return
-            self._write()
+            try:
+                holder = self._holder()
+                if holder is not None and holder["id"] != self.id:
+                    _LOG.error("%s: another job took over while this one was suspended; ending", self._folder)
+                    _thread.interrupt_main()
+                    return
+                self._write()
+            except ArtifactError as error:  # a store that fails now and then: the next sign of life may get through
+                _LOG.warning("lease not renewed error=%s", error)
 
     def _holder(self) -> dict[str, Any] | None:
         return dict(storage.read_json(self._uri)) if storage.exists(self._uri) else None

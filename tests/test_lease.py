@@ -89,3 +89,14 @@ def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monkey
         first = json.loads((tmp_path / "lease.json").read_text())["at"]
         time.sleep(0.5)
         assert json.loads((tmp_path / "lease.json").read_text())["at"] > first
+
+
+def test_a_store_that_fails_now_and_then_does_not_cost_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    with Lease(str(tmp_path), "at work"):
+        record = (tmp_path / "lease.json").read_text()
+        (tmp_path / "lease.json").write_text("{half")
+        time.sleep(0.3)
+        (tmp_path / "lease.json").write_text(record)
+        time.sleep(0.5)
+        assert json.loads((tmp_path / "lease.json").read_text())["at"] > json.loads(record)["at"]

@@ -9,7 +9,7 @@ They are made of what is on disk and can be made again; no artifact depends on t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from rbft import storage
 from rbft.evaluation.tables import percent
 from rbft.pages import html_environment
-from rbft.rationales.gates import GATES, failed, score_corpus, score_text
+from rbft.rationales.gates import GATES, TEXT_GATES, failed, score_corpus, score_text
 from rbft.records import Rationale
 from rbft.task import Task
 
@@ -39,14 +39,17 @@ class Verdict:
     """The gates it does not pass; ("error",) for an error row."""
 
 
-def judge(rationales: Sequence[Rationale], task: Task, labels: Mapping[str, str | None]) -> list[Verdict]:
-    """A verdict for each rationale, in their order. `labels` maps video id to label."""
-    written = [row for row in rationales if row.text is not None]
+def judge(
+    rationales: Sequence[Rationale], task: Task, labels: Mapping[str, str | None], gates: Collection[str] = tuple(GATES)
+) -> list[Verdict]:
+    """A verdict of `gates` for each rationale, in their order. `labels` maps video id to label."""
+    compared = not set(gates) <= set(TEXT_GATES)
+    written = [row for row in rationales if row.text is not None and compared]
     of_corpus = dict(zip(map(id, written), score_corpus([str(row.text) for row in written]), strict=True))
     verdicts = []
     for row in rationales:
         scores = score_text(row, task, labels.get(row.id)) | of_corpus.get(id(row), {})
-        verdicts.append(Verdict(row, labels.get(row.id), scores, tuple(failed(scores))))
+        verdicts.append(Verdict(row, labels.get(row.id), scores, tuple(failed(scores, gates))))
     return verdicts
 
 

@@ -34,6 +34,11 @@ def test_each_rationale_is_judged_by_itself_its_label_and_the_others(rationales:
     assert found == {"a": (), "b": ("agrees_with_label",), "c": ("not_cut_off",), "d": ("error",), "e": ("no_near_duplicate",)}
 
 
+def test_of_some_gates_only_those_are_told(rationales: list[Rationale]) -> None:
+    found = {verdict.rationale.id: verdict.failed for verdict in judge(rationales, TASK, LABELS, ["not_cut_off"])}
+    assert found == {"a": (), "b": (), "c": ("not_cut_off",), "d": ("error",), "e": ()}
+
+
 def test_shares_are_over_all_and_by_class_and_error_rows_pass_nothing(rationales: list[Rationale]) -> None:
     found = quality(judge(rationales, TASK, LABELS), TASK.labels)
     assert (found["num_rationales"], found["num_errors"]) == (5, 1)
