@@ -24,7 +24,15 @@ from ray_jobs.progress import SAY_EVERY_S, say
 from ray_jobs.ray_runtime import ensure_ray, reason
 from ray_jobs.run import Run
 from rbft import artifacts, storage
-from rbft.data.samples import TrainingItem, classify_items, human_rationales, label_subset, rationale_items, shuffled_rationales
+from rbft.data.samples import (
+    TrainingItem,
+    classify_items,
+    human_rationales,
+    label_subset,
+    own_subset,
+    rationale_items,
+    shuffled_rationales,
+)
 from rbft.errors import DataError, JobError
 from rbft.evaluation.tables import duration
 from rbft.layout import Stage
@@ -78,21 +86,25 @@ def plan_stages(run: Run) -> list[PlannedStage]:
             seen = cohort if system.unlabelled_too else labelled
             if not {item.example.id for item in items} <= {example.id for example in seen}:
                 raise DataError("stage 2 would see labelled videos that stage 1 did not; this is a bug, report it")
-            if system.rationales != "human":
-                seen = [example for example in seen if example.id not in unfit]
-            _check_some(seen, "has a rationale that passes the gates")
-            first = rationale_items(task, seen, _rationale_texts(system, seen, own, config.seed))
+            texts = _rationale_texts(system, seen, own, unfit, config.seed)
+            first = rationale_items(task, seen, texts, system.target)
+            _check_some(first, "has a rationale that passes the gates")
             start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, first, stages)
         _stage(run, system.name, "classify", start, system.classify_times * config.training.classify_epochs, items, stages)
     return list(stages.values())
 
 
-def _rationale_texts(system: System, examples: list[Example], own: dict[str, str], seed: int) -> dict[str, str]:
-    """Id -> what stage 1 of `system` learns to say about each of `examples`."""
+def _rationale_texts(system: System, examples: list[Example], own: dict[str, str], unfit: set[str], seed: int) -> dict[str, str]:
+    """Id -> what stage 1 of `system` learns to say about it, for those of `examples` that it sees: not those whose rationale is `unfit`."""
     if system.rationales == "human":
         return human_rationales(examples)
-    texts = {example.id: own[example.id] for example in examples}
-    return shuffled_rationales(texts, seed) if system.rationales == "shuffled" else texts
+    chosen = own_subset(examples, system.num_own(len(examples)), seed)
+    texts = {example.id: own[example.id] for example in examples if example.id in chosen - unfit}
+    if system.rationales == "shuffled":
+        return shuffled_rationales(texts, seed)
+    if system.rest == "human":
+        return texts | human_rationales(example for example in examples if example.id not in chosen)
+    return texts
 
 
 def _check_some(found: list[Any], what: str) -> None:

@@ -252,7 +252,7 @@ class TrainingConfig(_Section):
     def _per_system_names_systems(self) -> TrainingConfig:
         unknown = sorted(set(self.per_system) - set(FAMILIES))
         if unknown:
-            raise ValueError(f"per_system.{unknown[0]}: no such system; there are {', '.join(FAMILIES)} (without @N)")
+            raise ValueError(f"per_system.{unknown[0]}: no such system; there are {', '.join(FAMILIES)} (without -P and @N)")
         return self
 
     @model_validator(mode="after")

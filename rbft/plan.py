@@ -135,6 +135,8 @@ def build_plan(config: RunConfig) -> Plan:
         told = count(labelled) if system.num_labels is None else system.num_labels
         if system.rationales is not None:
             seen = count(cohort) if system.unlabelled_too else told
+            if seen is not None and system.rest == "none":
+                seen = system.num_own(seen)
             optimiser = training.optimiser(system.name, "rationale")
             name = f"train {system.name}, stage 1 (rationales)"
             steps.append(_training(name, seen, training.rationale_epochs, optimiser, config, shape, rationale))

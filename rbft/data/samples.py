@@ -18,6 +18,7 @@ import numpy as np
 from rbft.errors import DataError, VideoError
 from rbft.records import Clip, Example
 from rbft.seeds import derive_seed
+from rbft.systems import TargetFormat
 from rbft.task import Message, Task
 
 if TYPE_CHECKING:
@@ -36,13 +37,37 @@ class TrainingItem:
     answer: str
 
 
-def rationale_items(task: Task, examples: Iterable[Example], rationales: Mapping[str, str]) -> list[TrainingItem]:
-    """Stage-1 items of the examples that have a rationale, in the examples' order. `rationales` maps id to text."""
+def rationale_items(
+    task: Task, examples: Iterable[Example], rationales: Mapping[str, str], target: TargetFormat = "rationale"
+) -> list[TrainingItem]:
+    """Stage-1 items of the examples that have a rationale, in the examples' order. `rationales` maps id to text.
+
+    The answer is the text alone, or has the label on a line before or after it (paper, Table 3). Raises `DataError` if such a label is
+    missing.
+    """
     return [
-        TrainingItem(example, task.rationale_messages(example.context), rationales[example.id])
+        TrainingItem(example, task.rationale_messages(example.context), _answer(example, rationales[example.id], target))
         for example in examples
         if example.id in rationales
     ]
+
+
+def _answer(example: Example, rationale: str, target: TargetFormat) -> str:
+    if target == "rationale":
+        return rationale
+    if example.label is None:
+        raise DataError(f"video {example.id} has no label, which {target} wants beside its rationale; label it, or choose another system")
+    label = f"Classification: {example.label}"
+    return f"{label}\n{rationale}" if target == "label-first" else f"{rationale}\n{label}"
+
+
+def own_subset(examples: Sequence[Example], num_own: int, seed: int) -> set[str]:
+    """The ids of `num_own` of `examples`, drawn by `seed`: those that stage 1 takes the model's own rationale for.
+
+    A smaller subset is part of every larger one; which come next depends on the seed and the id alone.
+    """
+    order = sorted((example.id for example in examples), key=lambda id_: derive_seed(seed, "own rationale", id_))
+    return set(order[:num_own])
 
 
 def shuffled_rationales(rationales: Mapping[str, str], seed: int) -> dict[str, str]:
@@ -57,7 +82,8 @@ def human_rationales(examples: Iterable[Example]) -> dict[str, str]:
     without = [example.id for example in examples if not example.human_text]
     if without:
         raise DataError(
-            f"{len(without)} training videos have no human_text in the manifest, e.g. {without[0]}; add it, or leave rb-ft-human out"
+            f"{len(without)} training videos have no human_text in the manifest, e.g. {without[0]}; add it, or leave rb-ft-human and "
+            "rb-ft-mix out"
         )
     return {example.id: str(example.human_text) for example in examples}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rbft.evaluation.compare import Comparison
 from rbft.evaluation.metrics import METRICS, Interval, Metrics, metrics_from_confusion
+from rbft.systems import parse_system
 
 SYSTEM_TITLES = {
     "zero-shot": "Zero-shot",
@@ -15,6 +16,10 @@ SYSTEM_TITLES = {
     "rb-ft": "RB-FT",
     "rb-ft-shuffled": "RB-FT, shuffled rationales",
     "rb-ft-human": "RB-FT, human rationales",
+    "rb-ft-mix": "RB-FT, {own} % own rationales, else human",
+    "rb-ft-part": "RB-FT, {own} % of the rationales",
+    "rb-ft-label-first": "RB-FT, label then rationale",
+    "rb-ft-label-last": "RB-FT, rationale then label",
     "rb-ft-unlabelled": "RB-FT, unlabelled videos too",
 }
 METRIC_TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
@@ -22,9 +27,12 @@ METRIC_TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy
 
 def system_title(system: str) -> str:
     """How a system is called in print; its own name where it has no title."""
-    family, _, num_labels = system.partition("@")
-    title = SYSTEM_TITLES.get(family, family)
-    return f"{title}, {num_labels} labels" if num_labels else title
+    try:
+        meaning = parse_system(system)
+    except ValueError:
+        return system
+    title = SYSTEM_TITLES[meaning.family].format(own=meaning.own_percent)
+    return f"{title}, {meaning.num_labels} labels" if meaning.num_labels else title
 
 
 def percent(share: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rbft.data.samples import (
     SampleEncoder,
@@ -12,12 +14,14 @@ from rbft.data.samples import (
     classify_items,
     human_rationales,
     label_subset,
+    own_subset,
     rationale_items,
     shuffled_rationales,
 )
 from rbft.errors import DataError, VideoMissingError
 from rbft.models.chat import IGNORE_INDEX, ChatAdapter
 from rbft.records import Example
+from rbft.systems import parse_system
 from rbft.video.pool import DecodePool
 from tests.samples import SPEC, TASK, write_video
 from tests.tiny_models import make_tiny_model
@@ -52,6 +56,23 @@ def test_stage_1_asks_for_the_rationale_and_takes_unlabelled_videos(examples: li
     items = rationale_items(TASK, examples, {"a": "Scene: a yard.", "c": "Scene: a hall."})
     assert [(item.example.id, item.answer) for item in items] == [("a", "Scene: a yard."), ("c", "Scene: a hall.")]
     assert [item.messages for item in items] == [TASK.rationale_messages("Camera 3."), TASK.rationale_messages()]
+
+
+def test_table_3_answers_have_the_label_before_or_after_the_rationale(examples: list[Example]) -> None:
+    texts = {"a": "Scene: a yard."}
+    answers = [rationale_items(TASK, examples, texts, target)[0].answer for target in ("rationale", "label-first", "label-last")]
+    assert answers == ["Scene: a yard.", "Classification: normal\nScene: a yard.", "Scene: a yard.\nClassification: normal"]
+    with pytest.raises(DataError, match="video c has no label, which label-last wants"):
+        rationale_items(TASK, examples, {"c": "Scene: a hall."}, "label-last")
+
+
+@given(st.sets(st.text(min_size=1), max_size=40), st.integers(1, 99), st.integers(1, 99), st.integers(0, 5))
+def test_own_subsets_have_their_share_and_lie_in_each_other(ids: set[str], percent: int, other: int, seed: int) -> None:
+    few, many = (parse_system(f"rb-ft-mix-{share}").num_own(len(ids)) for share in sorted((percent, other)))
+    examples = [Example(id_, id_) for id_ in sorted(ids)]
+    small, large = own_subset(examples, few, seed), own_subset(examples, many, seed)
+    assert small <= large <= ids and abs(len(large) - len(ids) * max(percent, other) / 100) <= 0.5
+    assert own_subset(examples[::-1], many, seed) == large
 
 
 def test_stage_2_asks_for_the_label_and_leaves_unlabelled_videos_out(examples: list[Example]) -> None:
