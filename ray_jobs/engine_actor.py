@@ -92,7 +92,7 @@ class EngineActor:
         config, spec = self._config, self._config.video.spec()
         if block.kind == "rationale":
             return RationaleWorker(
-                *(engine, self._pool, block.task, spec, config.generation),
+                *(engine, self._pool, block.task, spec, config.generation, block.gates),
                 seed=config.seed,
                 provenance=block.provenance,
                 budget=self._budget,

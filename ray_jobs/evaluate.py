@@ -16,7 +16,7 @@ from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run, video_key
 from ray_jobs.work import EngineName, Work
 from rbft import artifacts, rows, storage
-from rbft.config import ModelConfig
+from rbft.config import GatesConfig, ModelConfig
 from rbft.errors import DataError, JobError
 from rbft.evaluation.metrics import evaluate_predictions
 from rbft.evaluation.predictions import predictions_from_table
@@ -47,7 +47,7 @@ def prediction_work(run: Run, system: str, model: ModelConfig, engine: EngineNam
     if is_done:
         done = {example.id for example in examples}
     pending = [example for example in examples if example.id not in done]
-    return Work("prediction", folder, pending, model, run.config.task, {"system": system})
+    return Work("prediction", folder, pending, model, run.config.task, {"system": system}, GatesConfig())
 
 
 def finish_predictions(run: Run, system: str, engine: EngineName) -> list[Prediction]:
@@ -107,7 +107,7 @@ def explain(run: Run, system: str, examples: Sequence[Example]) -> dict[str, Rat
     pending = [example for example in examples if example.id not in done]
     if pending:
         say(f"report: asking {system} for {len(pending)} rationales")
-        work = Work("rationale", folder, pending, _model(run, system), run.config.task, {"system": system})
+        work = Work("rationale", folder, pending, _model(run, system), run.config.task, {"system": system}, GatesConfig())
         run_inference(run.config, engine, [work])
     wanted = {example.id for example in examples}
     return {row.id: row for row in rationales_from_table(rows.read_parts(folder, rationale_schema())) if row.id in wanted}

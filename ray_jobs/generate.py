@@ -47,8 +47,8 @@ def _rationale_work(run: Run) -> Work | None:
     if done:
         say(f"generate: going on, {len(done)} of {len(cohort)} rationales are there ({folder})")
     pending = [example for example in cohort if example.id not in done]
-    provenance = {"model": run.model_fingerprint, "fingerprint": fingerprint, "label_in_prompt": False}
-    return Work("rationale", folder, pending, run.config.model, run.config.task, provenance)
+    provenance = {"model": run.model_fingerprint, "fingerprint": fingerprint}
+    return Work("rationale", folder, pending, run.config.model, run.config.task, provenance, run.config.gates)
 
 
 def _finish(run: Run) -> None:

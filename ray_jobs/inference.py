@@ -76,5 +76,5 @@ def _blocks(work: Work, rows_per_block: int, job: str) -> list[Block]:
         examples = [example for example in work.examples if (example.id in suspects) == is_suspect]
         for start in range(0, len(examples), rows_per_block):
             chosen = examples[start : start + rows_per_block]
-            blocks.append(Block(work.kind, work.folder, chosen, work.model, work.task, work.provenance, job, is_suspect))
+            blocks.append(Block(work.kind, work.folder, chosen, work.model, work.task, work.provenance, work.gates, job, is_suspect))
     return blocks

@@ -76,18 +76,21 @@ class Run:
 
     def rationale_fingerprint(self) -> str:
         """Of the training videos' rationales: model, prompt, sampling, frames and videos determine them, nothing else."""
-        generation = self.config.generation
-        seed = self.config.seed if generation.temperature > 0 else None
-        return artifacts.fingerprint(
-            {
-                "kind": "rationales",
-                "model": [self.model_fingerprint, self.config.model.dtype],
-                "prompt": self.config.task.rationale_prompt,
-                "sampling": [generation.model_dump(mode="json"), seed],
-                "video": asdict(self.config.video.spec()),
-                "videos": [video_key(example) for example in self.cohort()],
-            }
-        )
+        generation, drawing = self.config.generation, self.config.gates.drawing()
+        seed = self.config.seed if generation.temperature > 0 or drawing else None
+        determines: dict[str, Any] = {
+            "kind": "rationales",
+            "model": [self.model_fingerprint, self.config.model.dtype],
+            "prompt": self.config.task.rationale_prompt,
+            "sampling": [generation.model_dump(mode="json"), seed],
+            "video": asdict(self.config.video.spec()),
+            "videos": [video_key(example) for example in self.cohort()],
+        }
+        if drawing:  # The gates decide what is drawn again, some by the label, which may be the hint, too.
+            task = self.config.task
+            determines["drawing"] = [drawing, task.labels, task.label_aliases, task.concern_labels]
+            determines["labels"] = [example.label for example in self.cohort()]
+        return artifacts.fingerprint(determines)
 
     def cohort(self) -> list[Example]:
         """The training videos: labelled ones, and the unlabelled too if a system learns from them."""

@@ -65,7 +65,7 @@ def plan_stages(run: Run) -> list[PlannedStage]:
     if config.evaluation.needs_rationales:
         written = [row for row in read_rationales(run) if row.text is not None]
         own = {row.id: str(row.text) for row in written}
-        if config.gates.profile == "filter":
+        if config.gates.profile != "paper":
             labels = {example.id: example.label for example in cohort}
             unfit = {verdict.rationale.id for verdict in judge(written, task, labels, config.gates.drop) if verdict.failed}
             say(f"train: stage 1 leaves out {len(unfit)} of {len(own)} rationales, which do not pass the gates")

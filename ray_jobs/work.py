@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from rbft.config import ModelConfig
+from pydantic import BaseModel
+
+from rbft.config import GatesConfig, ModelConfig
 from rbft.records import Example
 from rbft.task import Task
 
 Kind = Literal["rationale", "prediction"]
 EngineName = Literal["vllm", "hf"]
+
+
+_MODELS: dict[str, type[BaseModel]] = {"model": ModelConfig, "task": Task, "gates": GatesConfig}
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Work:
     model: ModelConfig
     task: Task
     provenance: dict[str, Any]
+    gates: GatesConfig
+    """Which of its rationales are drawn again."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,11 @@ class Block(Work):
     def dumps(self) -> str:
         """As it travels to an actor: a few kilobytes of JSON."""
         plain = {name: getattr(self, name) for name in ("kind", "folder", "provenance", "job", "is_suspect")}
-        models = {"model": self.model.model_dump(mode="json"), "task": self.task.model_dump(mode="json")}
+        models = {name: getattr(self, name).model_dump(mode="json") for name in _MODELS}
         return json.dumps(plain | models | {"examples": [asdict(example) for example in self.examples]})
 
     @classmethod
     def loads(cls, text: str) -> Block:
         found = json.loads(text)
-        models = {"model": ModelConfig.model_validate(found["model"]), "task": Task.model_validate(found["task"])}
+        models = {name: model.model_validate(found[name]) for name, model in _MODELS.items()}
         return cls(**found | models | {"examples": tuple(Example(**row) for row in found["examples"])})

@@ -170,13 +170,26 @@ GateName = Literal[
 
 
 class GatesConfig(_Section):
-    """What becomes of rationales that do not pass the gates of `rbft.rationales.gates`. They are kept on disk whatever is chosen."""
+    """What becomes of rationales that do not pass the gates of `rbft.rationales.gates`. All are kept on disk whatever is chosen."""
 
-    profile: Literal["paper", "filter"] = "paper"
-    """"paper": stage 1 learns from all of them; "filter": stage 1 leaves those out that do not pass one of `drop`, and stage 2 still sees
-    their videos."""
+    profile: Literal["paper", "filter", "resample", "best_of_n"] = "paper"
+    """"paper": one is written for each video, and stage 1 learns from all of them. "filter": stage 1 leaves those out that do not pass
+    one of `drop`, and stage 2 still sees their videos. "resample": those are drawn again first, up to `num_redraws` times with another
+    seed, then once with the label as a hint. "best_of_n": `num_samples` are drawn, and the one is kept that fails the fewest of `drop`.
+    With both, what still does not pass is left out as by "filter"."""
     drop: tuple[GateName, ...] = get_args(GateName)[:7]
     """Those that one text decides by itself. Near-duplicates and unusual lengths are told, and dropped where a task wants that."""
+    num_redraws: int = Field(2, ge=0)
+    num_samples: int = Field(4, ge=2)
+    redraw_temperature: float = Field(0.7, gt=0)
+    """Of every draw but a video's first, whose is `generation.temperature`."""
+    hint: bool = True
+    """Whether the last of "resample" may see the label (readings, 4: recorded in its provenance as `label_in_prompt`)."""
+
+    def drawing(self) -> dict[str, Any] | None:
+        """The part that determines what is written, for fingerprints; None where one draw a video is all."""
+        used = {"resample": {"num_redraws", "hint"}, "best_of_n": {"num_samples"}}.get(self.profile)
+        return None if used is None else self.model_dump(mode="json", include=used | {"profile", "drop", "redraw_temperature"})
 
 
 class OptimiserConfig(_Section):

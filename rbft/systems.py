@@ -12,8 +12,8 @@
     rb-ft-unlabelled        beyond the paper: stage 1 also takes the training videos without a label (readings, 10)
     <any that learns>@N     with the labels of N training videos only, the same N for all systems: a label curve
 
-With `@N` stage 1 sees the same N videos (as in the paper), except for `rb-ft-unlabelled@N`, where it sees all. The P % are drawn by the run's seed;
-those of a smaller P are among those of a larger one.
+With `@N` stage 1 sees the same N videos (as in the paper), except for `rb-ft-unlabelled@N`, where it sees all. The P % are drawn by the
+run's seed; those of a smaller P are among those of a larger one.
 """
 
 from __future__ import annotations

@@ -86,6 +86,11 @@ class Task(BaseModel):
         """The conversation that asks for a rationale; also the stage-1 instruction (readings, 7)."""
         return _ask(self.rationale_prompt, context)
 
+    def hinted_rationale_messages(self, label: str, context: str | None = None) -> list[Message]:
+        """`rationale_messages` with the label as a hint, at the end, so that the video before it is the same to a prefix cache."""
+        hint = f"Experts have labelled this video {label!r}. Describe what in it shows that; do not write the label itself."
+        return _ask(f"{self.rationale_prompt}\n{hint}", context)
+
     def question_messages(self, context: str | None = None) -> list[Message]:
         """The conversation that asks for a label; also the stage-2 instruction."""
         return _ask(self.question, context)

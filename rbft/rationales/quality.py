@@ -68,6 +68,8 @@ def quality(verdicts: Sequence[Verdict], labels: Sequence[str]) -> dict[str, Any
     return {
         "num_rationales": len(verdicts),
         "num_errors": sum(v.failed == ("error",) for v in verdicts),
+        "num_drawn_again": sum("other_draws" in v.rationale.provenance for v in verdicts),
+        "num_hinted": sum(bool(v.rationale.provenance.get("label_in_prompt")) for v in verdicts),
         "pass_rates": _pass_rates(verdicts),
         "pass_rates_by_class": {label: _pass_rates(of_class) for label, of_class in classes.items() if of_class},
         "words": {f"{share:g}": lengths[round(share * (len(lengths) - 1))] for share in _QUANTILES} if lengths else {},
