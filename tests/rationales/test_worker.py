@@ -18,7 +18,6 @@ from rbft.video.budget import FrameBudget
 from rbft.video.pool import DecodePool
 from tests.samples import SPEC, TASK
 
-
 PAPER = GatesConfig()
 
 
