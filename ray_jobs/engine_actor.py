@@ -13,12 +13,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
-from ray_jobs.engine_metrics import EngineMetrics, MeteredEngine
+from ray_jobs.engine_metrics import EngineMetrics, MeteredEngine, MeteredPool
 from ray_jobs.work import Block, EngineName, Kind
 from rbft import attempts, rows
 from rbft.config import ModelConfig, RunConfig
+from rbft.cores import claim_cores
 from rbft.engines.base import Engine
 from rbft.errors import EngineCrashError, EngineGoneError
 from rbft.evaluation.predictions import predictions_table
@@ -27,7 +29,6 @@ from rbft.rationales.table import rationales_table
 from rbft.rationales.worker import RationaleWorker
 from rbft.records import Example, Prediction, Rationale
 from rbft.video.budget import FrameBudget
-from rbft.video.pool import DecodePool
 
 MAX_DEATHS_ALONE = 2
 """Engines that may die with one video alone in them before it becomes an error row."""
@@ -47,10 +48,12 @@ class EngineActor:
         """The blocks whose videos may be in the engine."""
         self._is_reserved = False
         self._changed = asyncio.Condition()
+        if config.engine.pin_cores and not claim_cores(int(config.engine.num_cpus)):  # before anything is started that shall keep to them
+            print(f"not pinned: no {config.engine.num_cpus:g} cores are free", flush=True)
         video = config.video
-        self._pool = DecodePool(config.engine.decode_workers, video.timeout_s, video.memory_limit_bytes)
         self._budget = FrameBudget(2 * config.engine.max_num_seqs, config.engine.max_frame_bytes)
         self._metrics = EngineMetrics(self._budget)
+        self._pool = MeteredPool(self._metrics, config.engine.decode_workers, video.timeout_s, video.memory_limit_bytes)
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, list[int]]]:
         for row in batch.to_pylist():
@@ -115,12 +118,14 @@ class EngineActor:
             self._inside.append(block)
             self._is_reserved = alone
         try:
-            yield MeteredEngine(self._engine, self._metrics)
+            yield MeteredEngine(self._engine, self._metrics, self._config.engine.request_timeout_s)
         except EngineGoneError as error:
             # An actor with a dead engine would fail every block it is given; Ray starts another in its place, and tries them again.
             for each in self._inside:
                 attempts.blame(each.folder, "block", each.ids, each.job)
             print(f"engine gone, actor exits: {error}", flush=True)
+            for child in psutil.Process().children(recursive=True):
+                child.kill()  # a process that hangs does not notice that its parent is gone
             os._exit(1)
         finally:
             async with self._changed:

@@ -5,20 +5,25 @@ generated_tokens  rate: tokens a second
 engine_requests   in the engine now; short of `max_num_seqs` it could take more
 clips_in_flight   decoded or being decoded; frame_bytes: what they hold
 engine_idle_s     seconds in which the engine had no request; rate: its idle share
+decode_s          seconds of decoding, waiting for a decoder included; rate: decodes wanted at a time
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from rbft.engines.base import Answer, Engine, Generated, Sampling
-from rbft.records import Clip
+from rbft.errors import EngineGoneError
+from rbft.records import Clip, VideoSpec
 from rbft.task import Message
 from rbft.video.budget import FrameBudget
+from rbft.video.pool import DecodePool
 
 
 class EngineMetrics:
@@ -29,6 +34,7 @@ class EngineMetrics:
 
         self._videos = Counter("rbft_videos", "Videos answered, by kind and error code.", ("kind", "code"))
         self._tokens = Counter("rbft_generated_tokens", "Tokens generated.")
+        self._decode_s = Counter("rbft_decode_s", "Seconds of decoding, waiting for a decoder included.")
         self._idle_s = Counter("rbft_engine_idle_s", "Seconds in which the engine had no request.")
         self._requests = Gauge("rbft_engine_requests", "Requests in the engine.")
         self._clips = Gauge("rbft_clips_in_flight", "Clips decoded or being decoded.")
@@ -49,6 +55,9 @@ class EngineMetrics:
         if num_tokens:
             self._tokens.inc(num_tokens)
 
+    def count_decode(self, seconds: float) -> None:
+        self._decode_s.inc(max(1e-9, seconds))
+
     def count_rows(self, kind: str, table: pa.Table) -> None:
         """The rows that are written now."""
         for code in table["error_code"].to_pylist():
@@ -61,11 +70,26 @@ class EngineMetrics:
         self._bytes.set(self._budget.num_bytes)
 
 
-class MeteredEngine:
-    """An `Engine` whose requests are counted."""
+class MeteredPool(DecodePool):
+    """A `DecodePool` whose seconds are counted."""
 
-    def __init__(self, engine: Engine, metrics: EngineMetrics) -> None:
-        self._engine, self._metrics = engine, metrics
+    def __init__(self, metrics: EngineMetrics, num_workers: int, timeout_s: float, memory_limit_bytes: int) -> None:
+        super().__init__(num_workers, timeout_s, memory_limit_bytes)
+        self._metrics = metrics
+
+    async def decode_async(self, uri: str | Path, spec: VideoSpec, start_s: float | None = None, end_s: float | None = None) -> Clip:
+        started = time.monotonic()
+        try:
+            return await super().decode_async(uri, spec, start_s, end_s)
+        finally:
+            self._metrics.count_decode(time.monotonic() - started)
+
+
+class MeteredEngine:
+    """An `Engine` whose requests are counted, and which counts as gone when it leaves one unanswered for `timeout_s`."""
+
+    def __init__(self, engine: Engine, metrics: EngineMetrics, timeout_s: float) -> None:
+        self._engine, self._metrics, self._timeout_s = engine, metrics, timeout_s
 
     async def generate(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> Generated:
         generated: Generated = await self._metered(self._engine.generate(clip, messages, sampling))
@@ -89,9 +113,12 @@ class MeteredEngine:
         self._metrics.begin_request()
         num_tokens = 0
         try:
-            result = await request
+            result = await asyncio.wait_for(request, self._timeout_s)
             generated = result.generated if isinstance(result, Answer) else result
             num_tokens = generated.num_tokens if isinstance(generated, Generated) else 0
             return result
+        except TimeoutError:
+            why = f"no answer to a request in engine.request_timeout_s, {self._timeout_s:g} s; the engine hangs"
+            raise EngineGoneError(why) from None
         finally:
             self._metrics.end_request(num_tokens)

@@ -88,8 +88,11 @@ def report_errors(run: Run, step: str, outcomes: Sequence[tuple[str, str | None,
     by_code: dict[str, list[str]] = {}
     for id_, code, message in bad:
         by_code.setdefault(str(code), []).append(f"{id_}: {message}")
-    for code, examples in sorted(by_code.items(), key=lambda item: -len(item[1])):
-        say(f"{step}: {len(examples)} x {code}, e.g. {examples[0]}")
+    say(f"{step}: {len(bad)} of {len(outcomes)} videos could not be used")
+    width = max(map(len, by_code))
+    print(f"        {'error code':{width}}  count  the first")
+    for code, examples in sorted(by_code.items(), key=lambda item: (-len(item[1]), item[0])):
+        print(f"        {code:{width}}  {len(examples):5d}  {examples[0]}", flush=True)
     allowed = run.config.data.max_bad_fraction
     if len(bad) > allowed * len(outcomes):
         raise JobError(

@@ -130,21 +130,40 @@ class EngineConfig(_Section):
     decode_workers: int = Field(4, gt=0)
     """Decoder processes beside each engine."""
     num_actors: int = Field(8, gt=0)
-    """Engines; Ray places them where the GPUs are."""
+    """Engines, at most; Ray places them where the GPUs are."""
+    min_actors: int | None = Field(None, gt=0)
+    """Engines a job keeps although it has no work for them; None is `num_actors`. With fewer it begins on the nodes there are, takes those
+    that come (an autoscaler's, spot ones), and gives back what it no longer needs."""
     num_cpus: float = Field(8, gt=0)
     """Per actor."""
     num_gpus: float = Field(1, ge=0)
     """Per actor; 0 runs vLLM's CPU backend."""
+    pin_cores: bool = False
+    """Whether each actor keeps to `num_cpus` cores that no other has, as long as there are such: for several CPU engines on a node."""
+    request_timeout_s: float = Field(900.0, gt=0)
+    """An engine that leaves a request unanswered for so long hangs, and is treated as one that died."""
+    batch_invariant: bool = False
+    """vLLM's batch-invariant kernels: greedy text that does not depend on what else is in a batch. GPUs only; slower."""
     rows_per_block: int = Field(64, gt=0)
     """Videos in one unit of resume: about a minute of one actor's work."""
 
     @model_validator(mode="after")
     def _gpus_hold_the_engine(self) -> EngineConfig:
-        if self.tensor_parallel_size > 1 and self.num_gpus < self.tensor_parallel_size:
+        if self.tensor_parallel_size > 1 and 0 < self.num_gpus < self.tensor_parallel_size:
             raise ValueError(
                 f"num_gpus {self.num_gpus:g} is less than tensor_parallel_size {self.tensor_parallel_size}, and each part of an engine "
                 f"needs a GPU; set num_gpus to {self.tensor_parallel_size}, or tensor_parallel_size to 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_hardware(self) -> EngineConfig:
+        if self.batch_invariant and self.num_gpus == 0:
+            raise ValueError("batch_invariant is there for GPUs only, and num_gpus is 0; remove one of them")
+        if self.min_actors is not None and self.min_actors > self.num_actors:
+            raise ValueError(f"min_actors {self.min_actors} is more than num_actors {self.num_actors}; lower the one or raise the other")
+        if self.pin_cores and (self.num_cpus < 1 or self.num_cpus % 1):
+            raise ValueError(f"pin_cores needs a whole number of num_cpus to pin an actor to, and that is {self.num_cpus:g}")
         return self
 
 

@@ -1,12 +1,15 @@
 """Files on any pyarrow filesystem: a local or NFS path, `file://`, `s3://`, `gs://`.
 
 Everything a run leaves behind is written through here. Small files appear whole or not at all: locally by a rename, on an object store
-because an upload only exists once it is finished. Paths are joined with "/" and never normalised further.
+because an upload only exists once it is finished. What fails now and then (a throttled store, a network disk) is tried again for about ten
+seconds; what cannot pass by itself (no such file, no permission, no room) is said at once. Paths are joined with "/" and never normalised
+further.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -17,9 +20,31 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tenacity
 from pyarrow import fs
 
 from rbft.errors import ArtifactError, VideoMissingError
+
+_LASTING = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EINVAL),
+)
+_LASTING_AT_AWS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "NO_SUCH_KEY", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "RESOURCE_NOT_FOUND")
+"""How Arrow's S3 filesystem names errors; they carry no errno."""
+
+
+def _may_pass(error: BaseException) -> bool:
+    if not isinstance(error, OSError) or isinstance(error, FileNotFoundError) or error.errno in _LASTING:
+        return False
+    return not any(name in str(error) for name in _LASTING_AT_AWS)
+
+
+_retried = tenacity.retry(
+    retry=tenacity.retry_if_exception(_may_pass),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.25, max=4),
+    stop=tenacity.stop_after_attempt(6),
+    reraise=True,
+)
 
 
 def shown(uri: str) -> str:
@@ -52,7 +77,12 @@ def local_path(uri: str) -> Path:
 
 def exists(uri: str) -> bool:
     where, path = filesystem(uri)
-    return where.get_file_info(path).type != fs.FileType.NotFound
+    return _file_type(where, path) != fs.FileType.NotFound
+
+
+@_retried
+def _file_type(where: fs.FileSystem, path: str) -> Any:
+    return where.get_file_info(path).type
 
 
 def make_folder(uri: str) -> None:
@@ -70,51 +100,61 @@ def make_folder(uri: str) -> None:
 def list_files(uri: str, recursive: bool = False) -> list[fs.FileInfo]:
     """The files below the folder `uri`, sorted by path; empty if there is no such folder."""
     where, path = filesystem(uri)
-    found = where.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    found = _retried(where.get_file_info)(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
     return sorted((info for info in found if info.type == fs.FileType.File), key=lambda info: str(info.path))
 
 
 def delete_file(uri: str) -> None:
     """Delete `uri`; harmless if it is not there."""
     where, path = filesystem(uri)
-    if where.get_file_info(path).type == fs.FileType.File:
+    if _file_type(where, path) == fs.FileType.File:
         with contextlib.suppress(FileNotFoundError):
-            where.delete_file(path)
+            _retried(where.delete_file)(path)
 
 
 def delete_folder(uri: str) -> None:
     where, path = filesystem(uri)
-    if where.get_file_info(path).type == fs.FileType.Directory:
-        where.delete_dir(path)
+    if _file_type(where, path) == fs.FileType.Directory:
+        _retried(where.delete_dir)(path)
 
 
 def read_bytes(uri: str) -> bytes:
     """The bytes of `uri`; raises `ArtifactError` if there are none to read."""
     where, path = filesystem(uri)
     try:
-        with where.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read())
+        return _read(where, path)
     except OSError as error:
         raise ArtifactError(f"{shown(uri)}: cannot be read ({error})") from None
+
+
+@_retried
+def _read(where: fs.FileSystem, path: str) -> bytes:
+    with where.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.read())
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Write `uri` whole or not at all, replacing what was there; raises `ArtifactError` if it cannot be written."""
     where, path = filesystem(uri)
-    is_local = isinstance(where, fs.LocalFileSystem)
-    target = f"{path}.{uuid.uuid4().hex}.tmp" if is_local else path
     try:
-        where.create_dir(os.path.dirname(path), recursive=True)
-        try:
-            with where.open_output_stream(target, compression=None) as stream:
-                stream.write(content)
-            if is_local:
-                os.replace(target, path)
-        finally:
-            if is_local:
-                Path(target).unlink(missing_ok=True)
+        _write(where, path, content)
     except OSError as error:
         raise ArtifactError(f"{shown(uri)}: cannot be written ({error}); mend its permissions or make room on its disk") from None
+
+
+@_retried
+def _write(where: fs.FileSystem, path: str, content: bytes) -> None:
+    is_local = isinstance(where, fs.LocalFileSystem)
+    target = f"{path}.{uuid.uuid4().hex}.tmp" if is_local else path
+    where.create_dir(os.path.dirname(path), recursive=True)
+    try:
+        with where.open_output_stream(target, compression=None) as stream:
+            stream.write(content)
+        if is_local:
+            os.replace(target, path)
+    finally:
+        if is_local:
+            Path(target).unlink(missing_ok=True)
 
 
 def read_json(uri: str) -> Any:
@@ -133,7 +173,7 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     where, path = filesystem(uri)
     try:
         # `partitioning=None`: else a folder named `a=b` on the way to the file becomes a column.
-        return pq.read_table(path, filesystem=where, columns=columns, partitioning=None)
+        return _retried(pq.read_table)(path, filesystem=where, columns=columns, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArtifactError(f"{shown(uri)}: cannot be read as Parquet ({error})") from None
 
@@ -148,7 +188,7 @@ def write_table(uri: str, table: pa.Table) -> None:
 def upload_folder(source: Path, uri: str) -> None:
     """Copy the local folder `source` to `uri`."""
     where, path = filesystem(uri)
-    fs.copy_files(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
+    _retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
 
 
 @contextlib.contextmanager
@@ -159,7 +199,7 @@ def local_folder(uri: str) -> Iterator[Path]:
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="rbft-") as copy:
-        fs.copy_files(path, copy, source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+        _retried(fs.copy_files)(path, copy, source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
         yield Path(copy)
 
 
@@ -179,7 +219,7 @@ def local_copy(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rbft-") as folder:
         copy = Path(folder) / "video"
         try:
-            fs.copy_files(path, str(copy), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+            _retried(fs.copy_files)(path, str(copy), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
         except OSError as error:
             raise VideoMissingError(f"{shown(uri)}: cannot be fetched ({error})") from None
         yield copy

@@ -18,7 +18,7 @@ LAYERS = (
     ("api", "errors", "records", "seeds"),
     ("systems", "task"),
     ("config",),
-    ("artifacts", "layout", "pages", "storage", "model_folder"),
+    ("artifacts", "layout", "pages", "cores", "storage", "model_folder"),
     ("attempts", "lease", "rows", "video"),
     ("data", "models"),
     ("engines",),

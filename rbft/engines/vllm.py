@@ -26,8 +26,7 @@ class VllmEngine:
 
     def __init__(self, model: ModelConfig, config: EngineConfig, spec: VideoSpec, seed: int = 0) -> None:
         require_model_folder(model.path)
-        if config.num_gpus == 0:
-            _set_cpu_environment(config)
+        _set_environment(config)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import AsyncEngineArgs
@@ -124,6 +123,9 @@ def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdap
         "mm_processor_kwargs": adapter.video_kwargs,
         "disable_log_stats": True,
     }
+    if config.tensor_parallel_size > 1:
+        # An actor has its GPUs to itself. vLLM would otherwise ask Ray for others, which nobody has.
+        arguments["distributed_executor_backend"] = "mp"
     if config.block_size is not None:
         arguments["block_size"] = config.block_size
     if config.num_gpus > 0:
@@ -131,7 +133,11 @@ def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdap
     return arguments
 
 
-def _set_cpu_environment(config: EngineConfig) -> None:
+def _set_environment(config: EngineConfig) -> None:
+    if config.batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    if config.num_gpus > 0:
+        return
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.kv_cache_gib_cpu))))
     # Ray places actors and the kernel their threads; vLLM's own binding would put every engine on the same cores.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -98,7 +98,7 @@ def test_a_video_that_kills_engines_becomes_an_error_row_and_no_other_is_lost(jo
     rows = rationales(run)
     assert [row["id"] for row in rows] == ids
     assert {row["id"]: row["error_code"] for row in rows if row["error_code"]} == {guilty: "engine_crash"}
-    assert killer.num_killed == 3 and "1 x engine_crash" in output
+    assert killer.num_killed == 3 and f"engine_crash      1  {guilty}: " in output
     assert not list(run.glob("rationales/*/attempts")) and not (run / "lease.json").exists()
 
 
@@ -142,7 +142,7 @@ def test_errors_are_tried_again_when_asked_and_nothing_else_is(jobs: Jobs, tmp_p
     data = late.read_bytes()
     late.unlink()
     first = jobs.run("generate", "late", *settings)
-    assert "1 x video_missing" in first
+    assert "1 of 9 videos could not be used" in first and f"video_missing      1  {hidden.id}: " in first
     before = {row["id"]: row for row in rationales(jobs.run_dir("late"))}
     late.write_bytes(data)
     assert "are there already" in jobs.run("generate", "late", *settings)
@@ -159,7 +159,7 @@ def test_what_engines_do_can_be_watched(jobs: Jobs, ray_cluster: RayCluster) -> 
 
     def all_seen() -> bool:
         seen.update(scrape(ray_cluster))
-        return {"videos", "generated_tokens", "engine_requests", "clips_in_flight", "frame_bytes"} <= set(seen)
+        return {"videos", "generated_tokens", "engine_requests", "clips_in_flight", "frame_bytes", "decode_s"} <= set(seen)
 
     wait_for(all_seen, job)
     output, _ = job.communicate(timeout=900)
