@@ -1,0 +1,184 @@
+"""Generation over several nodes of one machine, while they come and go, and what happens to the store the rows go to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rbft import rows
+from rbft.records import rationale_schema
+from tests.integration.conftest import Jobs, wait_for
+from tests.s3 import FlakyS3
+
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
+
+
+@pytest.fixture
+def nodes(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of a head that takes no actors and two nodes that do; `add_node` and `remove_node` as `ray.cluster_utils` has them."""
+    from ray.cluster_utils import Cluster
+
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # of the session's own cluster
+        monkeypatch.delenv(name, raising=False)
+    token = short_tmp / "nodes-token"
+    token.write_text("fedcba9876543210" * 4)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    store = {"object_store_memory": 256 << 20}
+    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 0, **store})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=3, **store)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def jobs_on_nodes(jobs: Jobs, nodes: Any) -> Jobs:
+    environment = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")} | {"RAY_ADDRESS": nodes.address}
+    return Jobs(jobs.repository, jobs.output_dir, jobs.manifest, environment)
+
+
+def written(run: Path) -> list[tuple[str, str | None]]:
+    """Id and text of the rows of a complete folder of rationales, in order."""
+    (folder,) = run.glob("rationales/*")
+    table = rows.read_finished(str(folder), "rationales", rationale_schema())
+    return list(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
+def has_parts(run: Path) -> bool:
+    return any(run.glob("rationales/*/parts/*.parquet"))
+
+
+def node_with_an_engine(nodes: Any) -> Any:
+    """A worker node below whose raylet an engine runs."""
+    for node in nodes.worker_nodes:
+        (raylet,) = node.all_processes["raylet"]
+        below = psutil.Process(raylet.process.pid).children(recursive=True)
+        if any("EngineActor" in " ".join(_cmdline(process)) for process in below):
+            return node
+    raise AssertionError("no node has an engine")
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def test_a_node_that_dies_costs_nothing_but_time(jobs_on_nodes: Jobs, nodes: Any, finished_run: Path) -> None:
+    run = jobs_on_nodes.run_dir("node-killed")
+    job = jobs_on_nodes.start("generate", "node-killed", "engine.num_actors=2", "engine.rows_per_block=4")
+    wait_for(lambda: has_parts(run), job)
+    nodes.remove_node(node_with_an_engine(nodes), allow_graceful=False)
+    output, _ = job.communicate(timeout=900)
+    assert job.returncode == 0, output
+    assert written(run) == written(finished_run)
+
+
+def test_a_job_begins_with_the_nodes_there_are_and_takes_those_that_come(jobs_on_nodes: Jobs, nodes: Any, finished_run: Path) -> None:
+    """All nodes gone, the job waits; with a new one it goes on to the end."""
+    run = jobs_on_nodes.run_dir("nodes-come")
+    job = jobs_on_nodes.start("generate", "nodes-come", "engine.num_actors=2", "engine.min_actors=1", "engine.rows_per_block=4")
+    wait_for(lambda: has_parts(run), job)
+    for node in list(nodes.worker_nodes):
+        nodes.remove_node(node, allow_graceful=False)
+    with pytest.raises(subprocess.TimeoutExpired):
+        job.communicate(timeout=5)
+    nodes.add_node(num_cpus=3, object_store_memory=256 << 20)
+    output, _ = job.communicate(timeout=900)
+    assert job.returncode == 0, output
+    assert written(run) == written(finished_run)
+
+
+def test_a_full_disk_ends_the_job_and_loses_nothing(jobs: Jobs, finished_run: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
+    try:
+        (disk / "filler").write_bytes(bytes((1 << 20) - (100 << 10)))
+        output = jobs.run("generate", "full", f"output_dir={disk}", "engine.rows_per_block=4", expect=2)
+        assert "cannot be written" in output and "make room on its disk" in output and "Traceback" not in output
+        kept = list((disk / "full").glob("rationales/*/parts/*.parquet"))
+        assert kept and not list(disk.rglob("*.tmp")) and not list(disk.rglob("COMPLETE.json"))
+        (disk / "filler").unlink()
+        assert "going on" in jobs.run("generate", "full", f"output_dir={disk}", "engine.rows_per_block=4")
+        assert written(disk / "full") == written(finished_run)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_an_engine_that_hangs_is_replaced(jobs: Jobs, ray_cluster: Any, finished_run: Path) -> None:
+    """SIGSTOP: it answers nothing and does not die."""
+    run = jobs.run_dir("hangs")
+    job = jobs.start("generate", "hangs", "engine.request_timeout_s=20", "engine.rows_per_block=4")
+    wait_for(lambda: has_parts(run), job)
+    stopped = [each for each in psutil.Process(ray_cluster.pid).children(recursive=True) if "EngineCore" in " ".join(_cmdline(each))]
+    for each in stopped:
+        each.send_signal(signal.SIGSTOP)
+    output, _ = job.communicate(timeout=900)
+    assert job.returncode == 0, output
+    assert written(run) == written(finished_run)
+    assert stopped and not any(each.is_running() and each.status() == psutil.STATUS_STOPPED for each in stopped)
+
+
+def test_a_store_that_is_slow_and_fails_now_and_then_loses_nothing(
+    jobs: Jobs, finished_run: Path, flaky_s3: FlakyS3, s3_environment: dict[str, str]
+) -> None:
+    """The whole run folder on S3, spoken to over HTTP. A Ray of the job's own, as a cluster's workers would have the key already."""
+    environment = {"RAY_ADDRESS": "", **s3_environment}
+    on_s3 = Jobs(jobs.repository, jobs.output_dir, jobs.manifest, environment)
+    on_s3.run("generate", "s3", "output_dir=s3://rbft/runs", "engine.rows_per_block=4")
+    assert flaky_s3.num_failed > 20, "the store has failed that often"
+    from pyarrow import fs
+
+    with _Environment(s3_environment):
+        store, _ = fs.FileSystem.from_uri("s3://rbft/runs")
+        names = [info.path for info in store.get_file_info(fs.FileSelector("rbft/runs/s3", recursive=True))]
+        (marker,) = [name for name in names if "/rationales/" in name and name.endswith("COMPLETE.json")]
+        table = rows.read_finished(f"s3://{marker.rpartition('/')[0]}", "rationales", rationale_schema())
+    assert list(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)) == written(finished_run)
+    assert not [name for name in names if name.endswith("lease.json")]
+
+
+class _Environment:
+    """Environment variables for as long as the context."""
+
+    def __init__(self, values: dict[str, str]) -> None:
+        self._patch = pytest.MonkeyPatch()
+        self._values = values
+
+    def __enter__(self) -> None:
+        for name, value in self._values.items():
+            self._patch.setenv(name, value)
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+
+@pytest.fixture
+def flaky_s3() -> Iterator[FlakyS3]:
+    server = FlakyS3("rbft")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3_environment(flaky_s3: FlakyS3) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": flaky_s3.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
