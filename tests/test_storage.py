@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -137,6 +141,62 @@ def test_a_local_folder_is_uploaded_with_all_that_is_in_it(remote: str, tmp_path
     (tmp_path / "source" / "sub" / "a").write_text("a")
     storage.upload_folder(tmp_path / "source", f"{remote}/target")
     assert storage.read_bytes(f"{remote}/target/sub/a") == b"a"
+
+
+class Failing(pa.fs.FileSystemHandler):
+    """A filesystem of one file that cannot be reached: each look at it fails, `num_failures` times with an error."""
+
+    def __init__(self, error: OSError, num_failures: int) -> None:
+        self.error, self.num_left, self.num_looks = error, num_failures, 0
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        self.num_looks += 1
+        if self.num_left:
+            self.num_left -= 1
+            raise self.error
+        return pa.PythonFile(io.BytesIO(b"content"), mode="r")
+
+    def _none(self, *_: object) -> None:
+        raise NotImplementedError
+
+    copy_file = create_dir = delete_dir = delete_dir_contents = delete_file = delete_root_dir_contents = _none
+    get_file_info = get_file_info_selector = move = open_append_stream = open_input_file = open_output_stream = _none
+
+    def get_type_name(self) -> str:
+        return "failing"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[OSError, int], Failing]:
+    def make(error: OSError, num_failures: int) -> Failing:
+        handler = Failing(error, num_failures)
+        monkeypatch.setattr(storage, "filesystem", lambda _: (pa.fs.PyFileSystem(handler), "file"))
+        return handler
+
+    return make
+
+
+def test_what_fails_now_and_then_is_tried_again(failing: Callable[[OSError, int], Failing]) -> None:
+    handler = failing(OSError(errno.EIO, "Input/output error"), 2)
+    assert storage.read_bytes("s3://bucket/file") == b"content" and handler.num_looks == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ENOSPC, errno.EROFS])
+def test_what_cannot_pass_by_itself_is_said_at_once(failing: Callable[[OSError, int], Failing], number: int) -> None:
+    handler = failing(OSError(number, os.strerror(number)), 9)
+    with pytest.raises(ArtifactError, match="s3://bucket/file: cannot be read"):
+        storage.read_bytes("s3://bucket/file")
+    assert handler.num_looks == 1
+
+
+def test_a_denial_by_s3_is_said_at_once(failing: Callable[[OSError, int], Failing]) -> None:
+    handler = failing(OSError("When reading: AWS Error ACCESS_DENIED during GetObject operation: no"), 9)
+    with pytest.raises(ArtifactError, match="ACCESS_DENIED"):
+        storage.read_bytes("s3://bucket/file")
+    assert handler.num_looks == 1
 
 
 @pytest.fixture
