@@ -128,7 +128,8 @@ class OpenAIServerConfig(_Section):
     api_key_env: str | None = None
     """The environment variable that holds the key; None sends none. The key itself is written nowhere."""
     frames: Literal["images", "video"] = "images"
-    """"images": one a frame, each after its time; all servers take these. "video": one video, in the form of vLLM's server."""
+    """"images": one a frame, each after its time; all servers take these. "video": one video, as vLLM's server takes it when it is started
+    with --trust-request-mm-kwargs."""
     max_concurrency: int = Field(64, gt=0)
     """Requests under way from one engine; one that waits to be tried again keeps its place."""
     timeout_s: float = Field(300.0, gt=0)

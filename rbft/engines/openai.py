@@ -2,12 +2,13 @@
 
 The clip goes with the request, as JPEGs, in one of two forms (`OpenAIServerConfig.frames`):
 - "images": an image a frame, each after a text with its time in the clip ("2.0 s"). Every server with a vision model takes it.
-- "video": one video, in the form that vLLM's server has for sampled frames (`data:video/jpeg;base64,<frame>,<frame>,…`), so that the
-  model sees what it sees in `VllmEngine`. Left to itself vLLM 0.32 takes the first 32 frames and 1 FPS; the number and rate of the frames
-  are therefore sent too, as its `media_io_kwargs` (`vllm/multimodal/media/video.py`), and it samples them no further.
+- "video": one video, in the form that vLLM's server has for frames that are sampled already (`data:video/jpeg;base64,<frame>,<frame>,…`),
+  so that the model sees what it sees in `VllmEngine`. By itself vLLM 0.32 keeps the first 32 frames and takes them to be one second
+  apart (`vllm/multimodal/media/video.py`), so the request says how many there are and at which rate (`media_io_kwargs`). The server
+  allows that if it was started with `--trust-request-mm-kwargs`.
 
-What a server does not get from us it decides itself: vLLM's takes a model's `generation_config.json` for top-p, top-k and penalties, and
-an image or video processor may resize frames. `OpenAIServerConfig.extra_body` sets such things.
+What a request does not say the server decides: vLLM's takes top-p, top-k and penalties from the model's `generation_config.json`, and its
+processors may resize frames. `OpenAIServerConfig.extra_body` says such things.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from rbft.records import Clip
 from rbft.task import Message
 
 JPEG_QUALITY = 95
-"""With colours at full resolution: TODO"""
+"""With colours at full resolution. Beside uncompressed frames 68 of 72 rationales of the miniature stay the same to the letter; at quality
+75 it is 65."""
 
 _MEND_URL = "as a rule the url ends in /v1, and the server lists its models at <url>/models"
 _CONNECT_TIMEOUT_S = 10.0
@@ -104,7 +106,7 @@ class OpenAIEngine:
         hello: list[Any] = [{"role": "user", "content": "Hello"}]
         try:
             answer = client.chat.completions.with_raw_response.create(
-                model=self._config.model, messages=hello, max_tokens=1, extra_body=self._config.extra_body
+                model=self._config.model, messages=hello, max_tokens=1, extra_body=self._extra_body(fps=1.0)
             )
             _Completion.model_validate_json(answer.text)
         except ValidationError:
@@ -123,17 +125,20 @@ class OpenAIEngine:
 
     def _request(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
         """What is asked, as keyword arguments of the package's `chat.completions.create`."""
-        is_video = self._config.frames == "video"
-        parts = _video_parts(clip) if is_video else _image_parts(clip)
-        media = {"media_io_kwargs": {"video": {"num_frames": -1, "fps": clip.fps}}} if is_video else {}
+        parts = _video_parts(clip) if self._config.frames == "video" else _image_parts(clip)
         request: dict[str, Any] = {
             "model": self._config.model,
             "messages": [_with_frames(message, parts) for message in messages],
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
-            "extra_body": media | self._config.extra_body,
+            "extra_body": self._extra_body(clip.fps),
         }
         return request | ({"seed": sampling.seed} if sampling.temperature > 0 else {})
+
+    def _extra_body(self, fps: float) -> dict[str, Any]:
+        if self._config.frames == "images":
+            return self._config.extra_body
+        return {"media_io_kwargs": {"video": {"num_frames": -1, "fps": fps}}} | self._config.extra_body
 
     def _read(self, answer: str) -> Generated:
         """What the server's `answer` says."""
@@ -158,7 +163,8 @@ class OpenAIEngine:
             return ModelServerError(f"{url}: no answer within {self._config.timeout_s:g} s, {retried}")
         if not isinstance(error, openai.APIStatusError):
             return ModelServerError(f"{url}: cannot be reached, {retried}")
-        said = f"HTTP {error.status_code}: {self._one_line(error.message)}"
+        reason = self._one_line(error.message.removeprefix(f"Error code: {error.status_code}").strip(" -")) or "no reason given"
+        said = f"HTTP {error.status_code}: {reason}"
         if error.status_code >= 500 or error.status_code in (408, 409, 429):
             return ModelServerError(f"{url}: the server failed, {retried}: {said}")
         return ModelServerRefusedError(f"{url}: the server refused the request: {said}")

@@ -48,6 +48,7 @@ class Server:
     def __init__(self) -> None:
         self.replies: list[Reply] = [completion()]
         self.trial: Reply = completion("Hi")
+        self.trials: list[dict[str, Any]] = []
         self.models: Reply = (200, {}, {"object": "list", "data": []})
         self.on_request: Callable[[], object] = lambda: None
         """Called while a request about a video is held."""
@@ -71,6 +72,7 @@ class Server:
                 if self.path != "/v1/chat/completions":
                     self._send(failure(404))
                 elif body["messages"][0]["content"] == "Hello":
+                    server.trials.append(body)
                     self._send(server.trial)
                 else:
                     reply = server._next(body)
@@ -177,6 +179,7 @@ def test_frames_go_as_one_video_with_their_number_and_rate(server: Server) -> No
     assert text == MESSAGES[0]["content"][1]
     assert_are_the_clips_frames(decode(video["video_url"]["url"], "video"))
     assert asked["media_io_kwargs"] == {"video": {"num_frames": -1, "fps": 0.5}}
+    assert "media_io_kwargs" in server.trials[0]  # so that a server that does not allow it is found out at the start
 
 
 def test_sampling_and_extra_body_go_with_the_request(server: Server) -> None:
