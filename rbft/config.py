@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rbft.errors import ConfigError
 from rbft.records import SPLITS, VideoSpec
@@ -110,6 +112,59 @@ class ModelConfig(_Section):
     """A folder with a Hugging Face model (or a hub name where a hub can be reached). Paper: Qwen2-VL-7B and Qwen2.5-VL-7B-Instruct."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+
+
+_BODY_KEYS_WE_SET = ("messages", "model", "n", "stream", "media_io_kwargs")
+"""What `rbft.engines.openai` sets, or reads one whole answer by. The limit of tokens and the like may be given: names differ there."""
+
+
+class OpenAIServerConfig(_Section):
+    """A model behind an OpenAI-compatible server: vLLM's with a bigger model, or an API."""
+
+    url: str
+    """Where its API begins, as a rule up to /v1, e.g. http://10.0.0.7:8000/v1."""
+    model: str = Field(min_length=1)
+    """The name the server has for the model."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key; None sends none. The key itself is written nowhere."""
+    frames: Literal["images", "video"] = "images"
+    """"images": one a frame, each after its time; all servers take these. "video": one video, as vLLM's server takes it when it is started
+    with --trust-request-mm-kwargs."""
+    max_concurrency: int = Field(64, gt=0)
+    """Requests under way from one engine; one that waits to be tried again keeps its place."""
+    timeout_s: float = Field(300.0, gt=0)
+    """For one try of a request: how long the server may be silent."""
+    max_retries: int = Field(8, ge=0)
+    """Of a request that met a busy or failing server (HTTP 408, 409, 429, 5xx), a broken connection or `timeout_s`: after 0.5 s to 8 s
+    (together 40 s), or when the server says, if that is within two minutes."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Added to the body of each request, over what it holds by itself, e.g. {top_p: 1, repetition_penalty: 1}, or, where a model wants
+    another name, {max_tokens: null, max_completion_tokens: 512}."""
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_plain(cls, url: str) -> str:
+        # What is wrong may hold a key, so that no message repeats it.
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must begin with http:// or https:// and a host, e.g. http://127.0.0.1:8000/v1")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("must hold no user, password, ?query or #fragment; put the key in an environment variable, see api_key_env")
+        return url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _key_is_named_not_given(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("must be the name of an environment variable, in capitals, e.g. OPENAI_API_KEY, and not the key itself")
+        return name
+
+    @field_validator("extra_body")
+    @classmethod
+    def _request_stays_ours(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if ours := sorted(set(body) & set(_BODY_KEYS_WE_SET)):
+            raise ValueError(f"must not hold {', '.join(ours)}, which the request sets itself; remove it")
+        return body
 
 
 class EngineConfig(_Section):

@@ -17,6 +17,8 @@
     │   └── DecoderCrashError       decoder_crash    the decoder process died
     ├── ModelError                  model            a model folder cannot be used
     ├── EngineError                 engine           the inference engine refused or failed on a request
+    │   ├── ModelServerError        server_error     a model's server failed on a request, or could not be reached, also after retries
+    │   │   └── ModelServerRefusedError server_refused   it will not have the request: too long, filtered
     │   ├── EngineGoneError         engine_gone      the engine is gone; its owner must exit
     │   └── EngineCrashError        engine_crash     engines died with this video alone in them; becomes an error row
     ├── TrainingError               training         a training run cannot start or go on
@@ -107,6 +109,14 @@ class ModelError(RBFTError):
 
 class EngineError(RBFTError):
     code = "engine"
+
+
+class ModelServerError(EngineError):
+    code = "server_error"
+
+
+class ModelServerRefusedError(ModelServerError):
+    code = "server_refused"
 
 
 class EngineGoneError(EngineError):

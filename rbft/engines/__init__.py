@@ -1,1 +1,2 @@
-"""Inference engines: one protocol (`base`), two engines (`vllm`, `hf`), and the label tree they score by (`labels`)."""
+"""Inference engines: one protocol (`base`), three engines (`vllm`, `hf`, and `openai`, which asks a server), and the label tree that two of
+them score by (`labels`)."""
