@@ -118,7 +118,9 @@ class EngineActor:
             self._inside.append(block)
             self._is_reserved = alone
         try:
-            yield MeteredEngine(self._engine, self._metrics, self._config.engine.request_timeout_s)
+            # A server's retries take their time, and it is not ours to replace.
+            timeout_s = None if self._engine_name == "openai" else self._config.engine.request_timeout_s
+            yield MeteredEngine(self._engine, self._metrics, timeout_s)
         except EngineGoneError as error:
             # An actor with a dead engine would fail every block it is given; Ray starts another in its place, and tries them again.
             for each in self._inside:
@@ -142,6 +144,11 @@ class EngineActor:
             from rbft.engines.hf import HFEngine
 
             return HFEngine(model, spec, max_batch_size=self._config.engine.max_num_seqs)
+        if self._engine_name == "openai":
+            from rbft.engines.openai import OpenAIEngine
+
+            assert self._config.teacher.server is not None
+            return OpenAIEngine(self._config.teacher.server)
         from rbft.engines.vllm import VllmEngine
 
         return VllmEngine(model, self._config.engine, spec, self._config.seed)

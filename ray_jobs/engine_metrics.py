@@ -86,9 +86,9 @@ class MeteredPool(DecodePool):
 
 
 class MeteredEngine:
-    """An `Engine` whose requests are counted, and which counts as gone when it leaves one unanswered for `timeout_s`."""
+    """An `Engine` whose requests are counted, and which counts as gone when it leaves one unanswered for `timeout_s` (None: never)."""
 
-    def __init__(self, engine: Engine, metrics: EngineMetrics, timeout_s: float) -> None:
+    def __init__(self, engine: Engine, metrics: EngineMetrics, timeout_s: float | None) -> None:
         self._engine, self._metrics, self._timeout_s = engine, metrics, timeout_s
 
     async def generate(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> Generated:
@@ -118,7 +118,7 @@ class MeteredEngine:
             num_tokens = generated.num_tokens if isinstance(generated, Generated) else 0
             return result
         except TimeoutError:
-            why = f"no answer to a request in engine.request_timeout_s, {self._timeout_s:g} s; the engine hangs"
+            why = f"no answer to a request in engine.request_timeout_s, {self._timeout_s} s; the engine hangs"
             raise EngineGoneError(why) from None
         finally:
             self._metrics.end_request(num_tokens)

@@ -11,7 +11,7 @@ from ray_jobs.command import main
 from ray_jobs.inference import run_inference
 from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run
-from ray_jobs.work import Work
+from ray_jobs.work import EngineName, Work
 from rbft import artifacts, rows
 from rbft.errors import JobError
 from rbft.evaluation.tables import percent
@@ -23,11 +23,14 @@ from rbft.records import Rationale, rationale_schema
 def generate(runs: Sequence[Run], also: Sequence[Work] = ()) -> None:
     """Every training video's rationale, or its error row, in a complete folder a run. `also` is other work for the base model's engine.
 
-    All of it is done by the same actors, as starting an engine takes longer than much of the work; so the runs must have the same model.
+    All of it is done by the same actors, as starting an engine takes longer than much of the work; so the runs must have the same model
+    and teacher.
     """
-    work = [item for run in runs if (item := _rationale_work(run)) is not None] + list(also)
-    if any(item.examples for item in work):
-        runs[0].note_start("generate", _infer(runs[0], work))
+    work = [item for run in runs if (item := _rationale_work(run)) is not None]
+    by_engine: dict[EngineName, list[Work]] = {"openai": work, "vllm": list(also)} if _asks_server(runs[0]) else {"vllm": [*work, *also]}
+    for engine, items in by_engine.items():
+        if any(item.examples for item in items):
+            runs[0].note_start("generate", _infer(runs[0], engine, items))
     for run in runs:
         _finish(run)
 
@@ -47,8 +50,13 @@ def _rationale_work(run: Run) -> Work | None:
     if done:
         say(f"generate: going on, {len(done)} of {len(cohort)} rationales are there ({folder})")
     pending = [example for example in cohort if example.id not in done]
-    provenance = {"model": run.model_fingerprint, "fingerprint": fingerprint}
-    return Work("rationale", folder, pending, run.config.model, run.config.task, provenance, run.config.gates)
+    provenance = {"model": run.writer[0], "fingerprint": fingerprint}
+    model = run.config.teacher.model or run.config.model
+    return Work("rationale", folder, pending, model, run.config.task, provenance, run.config.gates)
+
+
+def _asks_server(run: Run) -> bool:
+    return run.config.teacher.server is not None
 
 
 def _finish(run: Run) -> None:
@@ -57,7 +65,7 @@ def _finish(run: Run) -> None:
     folder = run.layout.rationales(fingerprint)
     cohort = run.cohort()
     if not artifacts.is_complete(folder, fingerprint):
-        lineage = {"model": run.model_fingerprint, "prompt": run.config.task.rationale_prompt, "versions": run.fact("versions")}
+        lineage = {"model": run.writer, "prompt": run.config.task.rationale_prompt, "versions": run.fact("versions")}
         rows.finish(folder, "rationales", rationale_schema(), [example.id for example in cohort], fingerprint, lineage)
         labels = {example.id: example.label for example in cohort}
         verdicts = judge(read_rationales(run), run.config.task, labels)
@@ -67,11 +75,13 @@ def _finish(run: Run) -> None:
     report_errors(run, "generate", [(r.id, r.error_code, r.error_message) for r in read_rationales(run)])
 
 
-def _infer(run: Run, work: list[Work]) -> float:
+def _infer(run: Run, engine: EngineName, work: list[Work]) -> float:
     total = sum(len(item.examples) for item in work)
-    say(f"generate: starting {run.config.engine.num_actors} vLLM engine(s) for {total} videos")
+    server = run.config.teacher.server if engine == "openai" else None
+    asked = f"{run.config.engine.num_actors} vLLM engine(s)" if server is None else f"to ask {server.model} at {server.url}"
+    say(f"generate: starting {asked} for {total} videos")
     progress = Progress("generate" if all(item.kind == "rationale" for item in work) else "generate and zero-shot", "videos", total)
-    return run_inference(run.config, "vllm", work, progress)
+    return run_inference(run.config, engine, work, progress)
 
 
 def read_rationales(run: Run) -> list[Rationale]:

@@ -53,7 +53,7 @@ def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], p
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(config.engine.num_actors, len(blocks)), max_tasks_in_flight_per_actor=2),
             num_cpus=config.engine.num_cpus,
-            num_gpus=config.engine.num_gpus,
+            num_gpus=0 if engine == "openai" else config.engine.num_gpus,
             # Without end: the notes on attempts bound what a video or an engine can kill, and a node may be taken away any number of times.
             max_restarts=-1,
             max_task_retries=-1,

@@ -34,7 +34,8 @@ class Run:
     """One run's folder, opened."""
 
     def __init__(self, config: RunConfig, *, retry_errors: bool = False) -> None:
-        require_model_folder(config.model.path)  # Said now, not when an engine fails to start on another machine.
+        for model in filter(None, (config.model, config.teacher.model)):
+            require_model_folder(model.path)  # Said now, not when an engine fails to start on another machine.
         self.config = config
         self.retry_errors = retry_errors
         """Whether videos that have an error row are asked about again."""
@@ -74,13 +75,23 @@ class Run:
         """Of the base model."""
         return artifacts.model_fingerprint(self.config.model.path)
 
+    @cached_property
+    def writer(self) -> list[Any]:
+        """What determines who writes the rationales: fingerprint and dtype of the model, or where it is asked for."""
+        teacher = self.config.teacher
+        if teacher.server is not None:
+            return [teacher.server.model, teacher.server.model_dump(mode="json", include={"url", "frames", "extra_body"})]
+        if teacher.model is not None:
+            return [artifacts.model_fingerprint(teacher.model.path), teacher.model.dtype]
+        return [self.model_fingerprint, self.config.model.dtype]
+
     def rationale_fingerprint(self) -> str:
         """Of the training videos' rationales: model, prompt, sampling, frames and videos determine them, nothing else."""
         generation, drawing = self.config.generation, self.config.gates.drawing()
         seed = self.config.seed if generation.temperature > 0 or drawing else None
         determines: dict[str, Any] = {
             "kind": "rationales",
-            "model": [self.model_fingerprint, self.config.model.dtype],
+            "model": self.writer,
             "prompt": self.config.task.rationale_prompt,
             "sampling": [generation.model_dump(mode="json"), seed],
             "video": asdict(self.config.video.spec()),

@@ -14,7 +14,8 @@ from rbft.records import Example
 from rbft.task import Task
 
 Kind = Literal["rationale", "prediction"]
-EngineName = Literal["vllm", "hf"]
+EngineName = Literal["vllm", "hf", "openai"]
+"""vLLM, plain transformers, or the server of `teacher.server`."""
 
 
 _MODELS: dict[str, type[BaseModel]] = {"model": ModelConfig, "task": Task, "gates": GatesConfig}

@@ -167,6 +167,21 @@ class OpenAIServerConfig(_Section):
         return body
 
 
+class TeacherConfig(_Section):
+    """Who writes the rationales, if not the model itself: beyond the paper, whose model writes its own. At most one of the two."""
+
+    model: ModelConfig | None = None
+    """A model folder, as a rule of a bigger model, asked by vLLM as `engine` says."""
+    server: OpenAIServerConfig | None = None
+    """`engine.num_actors` processes ask it, which take no GPU."""
+
+    @model_validator(mode="after")
+    def _one_writes(self) -> TeacherConfig:
+        if self.model is not None and self.server is not None:
+            raise ValueError("give a model or a server, not both")
+        return self
+
+
 class EngineConfig(_Section):
     """vLLM, as an actor owns it. One actor is one engine."""
 
@@ -416,6 +431,7 @@ class RunConfig(_Section):
     data: DataConfig
     video: VideoConfig = VideoConfig()
     model: ModelConfig
+    teacher: TeacherConfig = TeacherConfig()
     engine: EngineConfig = EngineConfig()
     generation: GenerationConfig = GenerationConfig()
     gates: GatesConfig = GatesConfig()
@@ -471,8 +487,9 @@ def dump_config(config: RunConfig) -> str:
 
 
 _PATH_KEYS = {
-    "data": ("manifest", "annotations", "folder", "smarthome", "multihateclip", "video_root", "split_file"),
-    "model": ("path",),
+    ("data",): ("manifest", "annotations", "folder", "smarthome", "multihateclip", "video_root", "split_file"),
+    ("model",): ("path",),
+    ("teacher", "model"): ("path",),
 }
 
 
@@ -480,14 +497,16 @@ def _resolve(raw: dict[str, Any], base: Path) -> None:
     """Make the paths in `raw` that are relative absolute, below `base`, and put the task file's content in place of its path."""
     if isinstance(raw.get("task"), str):
         raw["task"] = _read_yaml(Path(_absolute(raw["task"], base)))
-    for section, keys in _PATH_KEYS.items():
-        values = raw.get(section)
+    for sections, keys in _PATH_KEYS.items():
+        values: Any = raw
+        for section in sections:
+            values = values.get(section) if isinstance(values, dict) else None
         if not isinstance(values, dict):
             continue
         for key in keys:
             value = values[key] if isinstance(values.get(key), str) else ""
             # "Qwen/Qwen2-VL-7B-Instruct" is a hub name unless there is such a folder.
-            is_hub_name = section == "model" and not value.startswith((".", "~")) and not (base / value).exists()
+            is_hub_name = sections[-1] == "model" and not value.startswith((".", "~")) and not (base / value).exists()
             if value and not is_hub_name:
                 values[key] = _absolute(value, base)
 

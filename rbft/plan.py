@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rbft.config import OptimiserConfig, RunConfig
 from rbft.data.source import read_examples
@@ -71,7 +71,8 @@ class InferenceStep:
     num_videos: int | None
     num_passes: int
     """How often each video is seen: once for generation, once a system for evaluation."""
-    engine: Literal["vllm", "hf"]
+    engine: str
+    """"vllm", "hf", or "openai" (a server)."""
     num_engines: int
     gpus_per_engine: float
     tokens: SampleTokens
@@ -130,7 +131,8 @@ def build_plan(config: RunConfig) -> Plan:
     asked = [example for example in examples or () if example.split == config.evaluation.split and example.label is not None]
     steps: list[InferenceStep | TrainingStep] = []
     if config.evaluation.needs_rationales:
-        steps.append(InferenceStep("generate rationales", count(cohort), 1, "vllm", engine.num_actors, engine.num_gpus, rationale))
+        writer, num_gpus = ("openai", 0.0) if config.teacher.server else ("vllm", engine.num_gpus)
+        steps.append(InferenceStep("generate rationales", count(cohort), 1, writer, engine.num_actors, num_gpus, rationale))
     for system in parse_systems(config.evaluation.systems):
         told = count(labelled) if system.num_labels is None else system.num_labels
         if system.rationales is not None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rbft import rows
 from rbft.config import OpenAIServerConfig, RunConfig, load_config
 from rbft.data.locations import resolve_uri
 from rbft.data.manifest import read_manifest
@@ -29,9 +30,9 @@ from rbft.engines.openai import JPEG_QUALITY, OpenAIEngine
 from rbft.engines.vllm import engine_arguments
 from rbft.errors import ConfigError, ModelServerRefusedError
 from rbft.models.chat import ChatAdapter
-from rbft.records import Clip
+from rbft.records import Clip, rationale_schema
 from rbft.video.decode import decode
-from tests.integration.conftest import end_process_tree
+from tests.integration.conftest import NUM_TRAIN, Jobs, end_process_tree
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -159,3 +160,23 @@ def test_what_the_server_refuses_is_said(server: OpenAIServerConfig, clips: list
         engine.close()
 
     asyncio.run(ask())
+
+
+def test_a_teacher_behind_a_server_writes_the_rationales_of_a_job(server: OpenAIServerConfig, jobs: Jobs) -> None:
+    """On a cluster without a GPU to spare: the actors only decode and ask."""
+    asked = Jobs(jobs.repository, jobs.output_dir, jobs.manifest, jobs.environment | {"RAY_ADDRESS": "", "TEACHER_KEY": "sesame"})
+    settings = json.dumps(server.model_dump(include={"url", "model", "api_key_env", "frames"}))
+    output = asked.run("generate", "taught", f"teacher.server={settings}")
+    assert f"starting to ask miniature at {server.url}" in output
+    (folder,) = (jobs.run_dir("taught") / "rationales").iterdir()
+    table = rows.read_finished(str(folder), "rationales", rationale_schema()).to_pylist()
+    assert len(table) == NUM_TRAIN and all(row["error_code"] is None and row["num_tokens"] > 4 for row in table)
+    assert {json.loads(row["provenance"])["model"] for row in table} == {"miniature"}
+    assert "sesame" not in (jobs.run_dir("taught") / "config.yaml").read_text() + (jobs.run_dir("taught") / "run.json").read_text()
+
+
+def test_a_server_that_refuses_the_key_ends_the_job_with_a_clear_word(server: OpenAIServerConfig, jobs: Jobs) -> None:
+    asked = Jobs(jobs.repository, jobs.output_dir, jobs.manifest, jobs.environment | {"RAY_ADDRESS": "", "TEACHER_KEY": "wrong"})
+    settings = json.dumps(server.model_dump(include={"url", "model", "api_key_env", "frames"}))
+    output = asked.run("generate", "locked-out", f"teacher.server={settings}", expect=2)
+    assert "check the key" in output and server.url in output and "Traceback" not in output

@@ -46,7 +46,10 @@ def open_run(repository: Path, tmp_path: Path, world: Path, model: Path) -> Open
 
 @pytest.mark.parametrize(
     "override",
-    ["generation.max_new_tokens=79", "generation.temperature=0.7", "task.persona=a plumber", "video.fps=2", "model.dtype=bfloat16"],
+    [
+        *("generation.max_new_tokens=79", "generation.temperature=0.7", "task.persona=a plumber", "video.fps=2", "model.dtype=bfloat16"),
+        *("gates.profile=resample", "gates.profile=best_of_n", "teacher.server={url: http://127.0.0.1:9/v1, model: large}"),
+    ],
 )
 def test_what_determines_rationales_gives_them_another_place(open_run: OpenRun, override: str) -> None:
     assert open_run(override).rationale_fingerprint() != open_run().rationale_fingerprint()
@@ -60,10 +63,26 @@ def test_what_determines_rationales_gives_them_another_place(open_run: OpenRun, 
         "training.num_workers=1",
         "seed=9",
         "task.question=Which is it, normal or abnormal?",
+        "gates.profile=filter",
+        "gates.num_samples=3",
     ],
 )
 def test_what_does_not_determine_rationales_leaves_them_where_they_are(open_run: OpenRun, override: str) -> None:
     assert open_run(override).rationale_fingerprint() == open_run().rationale_fingerprint()
+
+
+def test_what_is_drawn_again_depends_on_what_decides_it(open_run: OpenRun) -> None:
+    others = ("seed=9", "gates.num_redraws=5", "gates.drop=[not_empty]", "gates.hint=false", "task.concern_labels=[]")
+    fingerprints = [open_run("gates.profile=resample", *override).rationale_fingerprint() for override in ((), *((o,) for o in others))]
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+def test_a_teachers_rationales_are_not_the_models_own(open_run: OpenRun, tmp_path: Path) -> None:
+    teacher = make_tiny_model(tmp_path / "teacher", seed=1)
+    taught, own = open_run(f"teacher.model={{path: {teacher}, dtype: float32}}"), open_run()
+    assert taught.rationale_fingerprint() != own.rationale_fingerprint() and taught.model_fingerprint == own.model_fingerprint
+    with pytest.raises(ModelError, match="nowhere"):
+        open_run(f"teacher.model={{path: {tmp_path}/nowhere}}")
 
 
 def test_a_seed_determines_sampled_rationales(open_run: OpenRun) -> None:
@@ -119,6 +138,25 @@ def test_the_controls_differ_from_rb_ft_in_what_stage_1_learns_to_say_and_in_not
         assert other.spec.lineage["videos"] == own.spec.lineage["videos"] and other.spec.lineage["answers"] != own.spec.lineage["answers"]
         assert stages[f"{control}/classify"].items == stages["rb-ft/classify"].items
     assert {item.answer for item in stages["rb-ft-human/rationale"].items} == {example.human_text for example in run.cohort()}
+
+
+def test_table_4_mixes_own_and_human_text_and_table_3_adds_the_label(open_run: OpenRun) -> None:
+    systems = ("rb-ft", "rb-ft-mix-25", "rb-ft-mix-75", "rb-ft-part-25", "rb-ft-label-first")
+    run = open_run(f"evaluation.systems=[{','.join(systems)}]")
+    write_rationales(run, num_bad=0)
+    generate([run])
+    stages = {planned.spec.name: planned for planned in plan_stages(run)}
+    answers = {name: {item.example.id: item.answer for item in stages[f"{name}/rationale"].items} for name in systems}
+    own, human = answers["rb-ft"], {example.id: example.human_text for example in run.cohort()}
+    from_model = {name: {id_ for id_, answer in answers[name].items() if answer == own[id_]} for name in systems}
+    assert {name: (len(answers[name]), len(from_model[name])) for name in systems} == {
+        **{"rb-ft": (8, 8), "rb-ft-mix-25": (8, 2), "rb-ft-mix-75": (8, 6), "rb-ft-part-25": (2, 2), "rb-ft-label-first": (8, 0)}
+    }
+    assert from_model["rb-ft-part-25"] == from_model["rb-ft-mix-25"] < from_model["rb-ft-mix-75"]
+    assert all(answer == human[id_] for id_, answer in answers["rb-ft-mix-25"].items() if id_ not in from_model["rb-ft-mix-25"])
+    labels = {example.id: example.label for example in run.cohort()}
+    assert answers["rb-ft-label-first"] == {id_: f"Classification: {labels[id_]}\n{text}" for id_, text in own.items()}
+    assert len({tuple(item.example.id for item in stages[f"{name}/classify"].items) for name in systems}) == 1
 
 
 def test_a_system_may_have_rates_of_its_own(open_run: OpenRun) -> None:
