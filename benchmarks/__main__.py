@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import demo, evidence
+from benchmarks import demo, evidence, generation
 
 BENCHMARKS = {"demo": demo.main, "evidence": evidence.main}
 
