@@ -80,7 +80,7 @@ class Run:
         """What determines who writes the rationales: fingerprint and dtype of the model, or where it is asked for."""
         teacher = self.config.teacher
         if teacher.server is not None:
-            return [teacher.server.model, teacher.server.model_dump(mode="json", include={"url", "frames", "extra_body"})]
+            return [teacher.server.model, teacher.server.model_dump(mode="json", include={"frames", "extra_body"})]
         if teacher.model is not None:
             return [artifacts.model_fingerprint(teacher.model.path), teacher.model.dtype]
         return [self.model_fingerprint, self.config.model.dtype]

@@ -51,6 +51,49 @@ def test_each_gate_stops_what_it_is_for(text: str, failed: list[str]) -> None:
     assert check_rationale(written(text), TASK) == failed
 
 
+GOES = " goes straight" * 8
+FLOOD = "abnormalnormalnormal" * 12
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "failed"),
+    [
+        (
+            "Subjects: there is a robot.\nAttributes: it looks black.\nActions: it moves to the right.\nScenes: it happens in a porch.",
+            "stop",
+            [],
+        ),
+        ("Subjects: there is anormal", "stop", ["has_sections"]),
+        ("Subjects: thenormal", "stop", ["not_empty", "has_sections"]),
+        (
+            "Subjects: the main subject is a bird.\nAttributes: it is black in colour.\nActions: it goes away.\nScenes: it happens in a"
+            + FLOOD,
+            *("length", ["not_cut_off"]),
+        ),
+        (f"Subjects: the main subject is a robot{FLOOD}", "length", ["not_cut_off", "has_sections"]),
+        (
+            "Subjects: the main subject is a bird.\nAttributes: it is black in colour.\nActions: it goes away.\nabnormal goes away.\n"
+            "Actions: it goes away.\nScenes: the place is a porch.",
+            *("stop", ["names_no_label"]),
+        ),
+        (
+            f"Subjects: there is a robot.\nAttributes: it is black in colour.\nActions: it{GOES}.\nActions: the place is a robot.\n"
+            "Attributes: it is black in view.\nActions: it gets away from the camera.\nScenes: the place is a porch.",
+            *("stop", ["not_repeating"]),
+        ),
+        (
+            f"Subjects: the main subject is a bird.\nAttributes: it is black in colour.\nActions: it{GOES} goes from right to the view.\n"
+            "Attributes: it is black in circles.\nActions: it goes away.\nScenes: it happens in a it happens in a bird.\n"
+            "Attributes: it is black in circles.\nActions:",
+            *("length", ["not_cut_off", "not_repeating"]),
+        ),
+    ],
+)
+def test_what_the_miniature_has_really_written(text: str, finish_reason: str, failed: list[str]) -> None:
+    """From its rationales of the two experiments: of 9,728 these are the kinds there are."""
+    assert check_rationale(written(text, finish_reason), TASK) == failed
+
+
 def test_a_text_cut_by_the_token_limit_does_not_pass() -> None:
     assert check_rationale(written(GOOD, "length"), TASK) == ["not_cut_off"]
 
