@@ -102,11 +102,11 @@ class OpenAIEngine:
                 self._closing = asyncio.get_running_loop().create_task(self._client.close())
 
     def _try_out(self, client: openai.OpenAI) -> None:
-        """Ask for one token: that tells a wrong URL, key, model or `extra_body`, and of servers that list no models too."""
+        """Ask for a few tokens: that tells a wrong URL, key, model or `extra_body`, and of servers that list no models too."""
         hello: list[Any] = [{"role": "user", "content": "Hello"}]
         try:
             answer = client.chat.completions.with_raw_response.create(
-                model=self._config.model, messages=hello, max_tokens=1, extra_body=self._extra_body(fps=1.0)
+                model=self._config.model, messages=hello, max_tokens=16, extra_body=self._extra_body(fps=1.0)
             )
             _Completion.model_validate_json(answer.text)
         except ValidationError:
