@@ -68,6 +68,7 @@ fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 pip() { "$venv/bin/python" -m pip "$@"; }
 
+rm -rf rbft.egg-info  # an old one beside the code would hide entry points that are new
 if [[ "$was_flavour $was_dependencies" != "$flavour $dependencies" ]]; then
   case $flavour in
     gpu) say "for GPU (CUDA builds of torch and vLLM); some 10 GB, several minutes the first time" ;;

@@ -14,6 +14,7 @@ from typing import Any
 from rbft.config import EngineConfig, ModelConfig
 from rbft.engines.base import Answer, Generated, Sampling
 from rbft.engines.labels import label_tree, sum_over_tree
+from rbft.engines.orphans import OWNER
 from rbft.errors import EngineError, EngineGoneError
 from rbft.model_folder import require_model_folder
 from rbft.models.chat import ChatAdapter
@@ -134,6 +135,7 @@ def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdap
 
 
 def _set_environment(config: EngineConfig) -> None:
+    os.environ[OWNER] = str(os.getpid())
     if config.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     if config.num_gpus > 0:

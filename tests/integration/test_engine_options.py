@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -37,3 +39,28 @@ def test_an_engine_in_two_parts_writes_what_one_writes(jobs: Jobs, finished_run:
 
 def below(ray_cluster: RayCluster) -> list[psutil.Process]:
     return list(psutil.Process(ray_cluster.pid).children(recursive=True))
+
+
+OWNER = """
+import asyncio, sys, psutil
+from rbft.config import load_config
+from rbft.engines.vllm import VllmEngine
+async def own():
+    config = load_config(sys.argv[1])
+    engine = VllmEngine(config.model, config.engine, config.video.spec())
+    print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
+    await asyncio.sleep(600)
+asyncio.run(own())
+"""
+
+
+def test_an_engine_ends_with_its_owner_however_that_ends(repository: Path) -> None:
+    """Nobody above cleans up here; below a raylet that dies nobody does either."""
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(repository / "configs/miniature.yaml")], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    below_it = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
+    assert any("VLLM" in each.name() for each in below_it), "the engine and its worker"
+    owner.kill()
+    owner.wait()
+    _, alive = psutil.wait_procs(below_it, timeout=20)
+    assert not alive
