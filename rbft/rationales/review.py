@@ -167,8 +167,11 @@ def apply_history(rationale: Rationale, history: Sequence[Change], task: Task) -
         entry = {"action": change.action, "by": change.by, "at": change.at, "note": change.note}
         entries.append(entry | {"sha256_before": hashlib.sha256(text.encode()).hexdigest()})
         text = change.text if change.action == "edit" else generated
-    sections = task.parse_sections(text) if history[-1].action == "edit" else rationale.sections
-    return replace(rationale, text=text, sections=sections, provenance=rationale.provenance | {"review": entries})
+    reviewed = replace(rationale, provenance=rationale.provenance | {"review": entries})
+    if history[-1].action == "exclude":
+        return reviewed
+    # A person ends a text where it ends; nobody counted its tokens.
+    return replace(reviewed, text=text, sections=task.parse_sections(text), finish_reason="stop", num_tokens=None)
 
 
 def is_excluded(reviewed: Rationale) -> bool:

@@ -21,8 +21,8 @@ from rbft.records import Rationale, rationale_schema
 TASK = load_task()
 TEXT = "Subjects: a {}.\nAttributes: it looks red.\nActions: it climbs.\nScenes: the porch."
 GENERATED = [
-    Rationale(id_, 0, TEXT.format(id_), sections=TASK.parse_sections(TEXT.format(id_)), provenance={"model": "m"})
-    for id_ in ("a", "b", "c")
+    Rationale(id_, 0, text, TASK.parse_sections(text), num_tokens=80, finish_reason="length", provenance={"model": "m"})
+    for id_, text in ((id_, TEXT.format(id_)) for id_ in ("a", "b", "c"))
 ]
 BAD = Rationale("bad", 0, error_code="video_decode", error_message="cut short")
 
@@ -94,6 +94,7 @@ def test_an_edited_rationale_has_its_sections_and_says_who_changed_what_and_when
     changes = [change("a", "edit", 1, first, by="ada", note="a cat"), change("a", "edit", 2, second, by="bob")]
     (edited, other, _), excluded = apply_changes(GENERATED, changes, TASK)
     assert excluded == set() and other == GENERATED[1]
+    assert (edited.finish_reason, edited.num_tokens) == ("stop", None)
     assert edited.sections == {"Subjects": "a dog.", "Scenes": "the hall."}
     sha256 = [hashlib.sha256(text.encode()).hexdigest() for text in (str(GENERATED[0].text), first)]
     assert edited.provenance == {
