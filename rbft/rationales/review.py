@@ -97,9 +97,9 @@ def record_changes(folder: str, changes: Sequence[Change]) -> None:
 
 def _check_known(folder: str, changes: Sequence[Change]) -> None:
     # Of a million rationales only the rows in question become Python objects.
-    table = storage.read_table(f"{folder}/rationales.parquet", columns=["id", "sample", "text"])
+    table = storage.read_table(f"{folder}/rationales.parquet", columns=["id", "sample", "error_code"])
     found = table.filter(pc.field("id").isin([change.id for change in changes])).to_pylist()
-    written = {(row["id"], row["sample"]) for row in found if row["text"] is not None}
+    written = {(row["id"], row["sample"]) for row in found if row["error_code"] is None}
     for change in changes:
         if (change.id, change.sample) not in written:
             raise _unknown(change, folder)
