@@ -37,6 +37,7 @@ from rbft.errors import DataError, JobError
 from rbft.evaluation.tables import duration
 from rbft.layout import Stage
 from rbft.rationales.quality import judge
+from rbft.rationales.review import apply_changes, read_changes
 from rbft.records import Example
 from rbft.systems import System, parse_systems
 from rbft.training.stage import StageSpec
@@ -63,12 +64,18 @@ def plan_stages(run: Run) -> list[PlannedStage]:
     own: dict[str, str] = {}
     unfit: set[str] = set()
     if config.evaluation.needs_rationales:
-        written = [row for row in read_rationales(run) if row.text is not None]
+        folder = run.layout.rationales(run.rationale_fingerprint())
+        reviewed, unfit = apply_changes(read_rationales(run), read_changes(folder), task)
+        written = [row for row in reviewed if row.text is not None]
         own = {row.id: str(row.text) for row in written}
+        if changed := [row for row in written if "review" in row.provenance]:
+            say(f"train: of {len(own)} rationales a review leaves {len(unfit)} out of stage 1 and edits {len(changed) - len(unfit)}")
         if config.gates.profile != "paper":
             labels = {example.id: example.label for example in cohort}
-            unfit = {verdict.rationale.id for verdict in judge(written, task, labels, config.gates.drop) if verdict.failed}
-            say(f"train: stage 1 leaves out {len(unfit)} of {len(own)} rationales, which do not pass the gates")
+            kept = [row for row in written if row.id not in unfit]
+            failing = {verdict.rationale.id for verdict in judge(kept, task, labels, config.gates.drop) if verdict.failed}
+            unfit |= failing
+            say(f"train: stage 1 leaves out {len(failing)} of {len(own)} rationales, which do not pass the gates")
         # All systems learn from the same videos: those whose rationale could be written.
         cohort = [example for example in cohort if example.id in own]
         _check_some(cohort, "has a rationale")

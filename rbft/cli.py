@@ -97,11 +97,12 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, review, doctor."""
     _add_init(subparsers)
     _add_validate(subparsers)
     _add_import(subparsers)
     _add_plan(subparsers)
+    _add_review(subparsers)
     _add_doctor(subparsers)
 
 
@@ -205,6 +206,41 @@ def _plan(arguments: argparse.Namespace) -> None:
     from rbft.plan import build_plan, format_plan
 
     print(format_plan(build_plan(read_run(arguments))))
+
+
+def _add_review(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("review", help="look at the rationales before stage 1: exclude, edit; a page, or a spreadsheet")
+    add_run_arguments(parser)
+    parser.add_argument("--by", metavar="NAME", help="who reviews (default: your login name)")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="of the page, on 127.0.0.1; 0, the default, takes a free one")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--export", metavar="FILE.csv", help="write the rationales to a spreadsheet and stop")
+    instead.add_argument("--import", metavar="FILE.csv", dest="sheet", help="record what was changed in such a spreadsheet and stop")
+    parser.set_defaults(handler=_review)
+
+
+def _review(arguments: argparse.Namespace) -> None:
+    import getpass
+    from pathlib import Path
+
+    from rbft.review.reviewer import Reviewer
+
+    config = read_run(arguments)
+    reviewer = Reviewer(config, arguments.by or getpass.getuser())
+    if arguments.export or arguments.sheet:
+        from rbft.review.sheet import export_sheet, import_sheet
+
+        if arguments.export:
+            print(f"wrote {export_sheet(reviewer, Path(arguments.export))} rationales to {arguments.export}")
+            return
+        print(f"recorded {import_sheet(reviewer, Path(arguments.sheet))} changes by {reviewer.by}")
+    else:
+        from rbft.review.app import serve_review
+
+        print(f"{len(reviewer.items)} rationales in {reviewer.folder}, reviewed by {reviewer.by} (--by)")
+        serve_review(reviewer, config.video, arguments.port, lambda url: print(f"open {url} (Ctrl-C ends it)", flush=True))
+    counts = reviewer.counts()
+    print(f"\n{', '.join(f'{number} {status}' for status, number in counts.items())}; `rbft train` learns them as they are now")
 
 
 def _add_doctor(subparsers: Subparsers) -> None:

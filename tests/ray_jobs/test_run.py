@@ -9,10 +9,11 @@ from miniature.world import sample_world
 from miniature.write import write_world
 from ray_jobs.generate import generate
 from ray_jobs.run import Run
-from ray_jobs.train import plan_stages
+from ray_jobs.train import PlannedStage, plan_stages
 from rbft import rows
 from rbft.config import load_config
 from rbft.errors import ArtifactError, DataError, JobError, LeakError, ManifestError, ModelError
+from rbft.rationales.review import Change, record_changes
 from rbft.rationales.table import rationales_table
 from rbft.records import Rationale
 from tests.tiny_models import make_tiny_model
@@ -279,6 +280,45 @@ def test_with_the_filter_stage_one_leaves_out_what_does_not_pass_the_gates_and_s
     assert set(everything.values()) == {8}
     filtered = sizes("gates.profile=filter")
     assert filtered == everything | {"rb-ft/rationale": 5, "rb-ft-shuffled/rationale": 5}
+
+
+def test_stage_one_learns_the_rationales_as_they_were_reviewed_and_is_another_stage_then(open_run: OpenRun) -> None:
+    run = open_run("evaluation.systems=[direct-sft-1,rb-ft,rb-ft-shuffled,rb-ft-human]")
+    write_rationales(run, num_bad=0)
+    generate([run])
+    before = {planned.spec.name: planned for planned in plan_stages(run)}
+    excluded, edited, kept = (example.id for example in run.cohort()[:3])
+    folder = run.layout.rationales(run.rationale_fingerprint())
+    at = "2026-01-01T00:00:00.000000+00:00"
+    record_changes(folder, [Change(at, "ada", kept, 0, "restore")])
+    assert [planned.spec.fingerprint for planned in plan_stages(run)] == [planned.spec.fingerprint for planned in before.values()]
+    record_changes(folder, [Change(at, "ada", excluded, 0, "exclude"), Change(at, "ada", edited, 0, "edit", "a cat")])
+    after = {planned.spec.name: planned for planned in plan_stages(run)}
+
+    def answers(stages: dict[str, PlannedStage]) -> dict[str, str]:
+        return {item.example.id: item.answer for item in stages["rb-ft/rationale"].items}
+
+    assert answers(after) == {id_: text for id_, text in answers(before).items() if id_ != excluded} | {edited: "a cat"}
+    changed = {name for name in before if after[name].spec.fingerprint != before[name].spec.fingerprint}
+    assert changed == {f"{system}/{stage}" for system in ("rb-ft", "rb-ft-shuffled") for stage in ("rationale", "classify")}
+    assert {name: planned.items for name, planned in after.items() if name not in changed or name.endswith("/classify")} == {
+        name: planned.items for name, planned in before.items() if name not in changed or name.endswith("/classify")
+    }
+
+
+def test_of_two_duplicates_a_review_may_leave_out_the_first_and_the_filter_lets_the_second_pass(open_run: OpenRun) -> None:
+    text = "Subjects: dog.\nAttributes: it is red.\nActions: it climbs.\nScenes: the porch."
+    overrides = ("evaluation.systems=[rb-ft]", "gates.profile=filter", "gates.drop=[no_near_duplicate]")
+    run = open_run(*overrides)
+    rows.write_part(
+        run.layout.rationales(run.rationale_fingerprint()), rationales_table([Rationale(e.id, 0, text=text) for e in run.cohort()])
+    )
+    generate([run])
+    first, second = (example.id for example in run.cohort()[:2])
+    record_changes(
+        run.layout.rationales(run.rationale_fingerprint()), [Change("2026-01-01T00:00:00.000000+00:00", "ada", first, 0, "exclude")]
+    )
+    assert [item.example.id for item in plan_stages(run)[0].items] == [second]
 
 
 def test_rationales_none_of_which_pass_are_an_error(open_run: OpenRun) -> None:
