@@ -2,9 +2,9 @@
 
 import argparse
 
-from benchmarks import demo, evidence, scale
+from benchmarks import demo, evidence, generation, scale
 
-BENCHMARKS = {"demo": demo.main, "evidence": evidence.main, "scale": scale.main}
+BENCHMARKS = {"demo": demo.main, "evidence": evidence.main, "generation": generation.main, "scale": scale.main}
 
 
 def main() -> None:

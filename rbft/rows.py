@@ -50,15 +50,15 @@ def has_part(folder: str, ids: Iterable[str]) -> bool:
 
 
 def read_parts(folder: str, schema: pa.Schema) -> pa.Table:
-    """All rows in the parts of `folder`, one an id; those of an id that was met first come first."""
-    index = _index(_parts(folder), schema)
+    """All rows of `folder` as far as it is done, one an id."""
+    index = _index(_files(folder), schema)
     return _gather(index, index.places(pc.unique(index.ids)).to_numpy(), schema)
 
 
 def done_ids(folder: str, schema: pa.Schema, *, errors_too: bool = True) -> set[str]:
     """The ids that have a row already; without `errors_too` only those with one that is no error."""
     index = _index(_files(folder), schema)
-    return set((index.ids if errors_too else index.ids.filter(pa.array(~index.is_error))).to_pylist())
+    return set((index.ids if errors_too else index.ids_that_worked).to_pylist())
 
 
 def reopen(folder: str, schema: pa.Schema) -> int:
@@ -66,7 +66,8 @@ def reopen(folder: str, schema: pa.Schema) -> int:
 
     They count as not done from now on (`done_ids(..., errors_too=False)`); if they fail again, their rows are still there.
     """
-    num_errors = len(done_ids(folder, schema)) - len(done_ids(folder, schema, errors_too=False))
+    index = _index(_files(folder), schema)
+    num_errors = pc.count_distinct(index.ids).as_py() - pc.count_distinct(index.ids_that_worked).as_py()
     if num_errors and artifacts.is_complete(folder):
         marker = artifacts.read_marker(folder)
         # Copied, not moved: until the marker is gone, the files it names must be there; and then the parts must be.
@@ -75,7 +76,7 @@ def reopen(folder: str, schema: pa.Schema) -> int:
         storage.delete_file(f"{folder}/{artifacts.MARKER}")
         for name in marker["parts"]:
             storage.delete_file(f"{folder}/{name}")
-    return num_errors
+    return int(num_errors)
 
 
 def finish(folder: str, name: str, schema: pa.Schema, ids: Iterable[str], fingerprint: str, lineage: dict[str, Any]) -> None:
@@ -128,6 +129,10 @@ class _Index:
     row: np.ndarray
     """Number in its group, one a row."""
 
+    @property
+    def ids_that_worked(self) -> pa.Array:
+        return self.ids.filter(pa.array(~self.is_error))
+
     def places(self, wanted: pa.Array) -> pa.Array:
         """For each of the `wanted` ids the number of the row that counts; null where there is none."""
         best_first = np.argsort(self.is_error, kind="stable")
@@ -158,15 +163,17 @@ def _index(uris: Iterable[str], schema: pa.Schema) -> _Index:
 
 def _gather(index: _Index, places: np.ndarray, schema: pa.Schema) -> pa.Table:
     """The rows of `index` at `places`, in their order."""
+    by_group = np.argsort(index.group[places], kind="stable")
+    groups, starts = np.unique(index.group[places][by_group], return_index=True)
+    of_groups = np.split(index.row[places][by_group], starts[1:])
 
-    def read(group: int) -> pa.Table:
+    def read(group: int, chosen: np.ndarray) -> pa.Table:
         uri, number = index.groups[group]
         (table,) = _read_groups(uri, schema, [number])
-        return table.take(index.row[places[index.group[places] == group]])
+        return table.take(chosen)
 
-    by_group = np.argsort(index.group[places], kind="stable")
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        tables = list(threads.map(read, np.unique(index.group[places]).tolist()))
+        tables = list(threads.map(read, groups, of_groups))
     back = np.empty(len(places), int)
     back[by_group] = np.arange(len(places))
     return pa.concat_tables([schema.empty_table(), *tables]).take(back)
