@@ -2,9 +2,9 @@
 
 import argparse
 
-from benchmarks import demo, evidence, generation
+from benchmarks import demo, evidence, generation, scale
 
-BENCHMARKS = {"demo": demo.main, "evidence": evidence.main}
+BENCHMARKS = {"demo": demo.main, "evidence": evidence.main, "generation": generation.main, "scale": scale.main}
 
 
 def main() -> None:

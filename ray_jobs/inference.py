@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
@@ -20,11 +20,17 @@ from ray_jobs.progress import Progress
 from ray_jobs.ray_runtime import ensure_ray, reason
 from ray_jobs.work import Block, EngineName, Work
 from rbft import attempts
-from rbft.config import RunConfig
+from rbft.config import EngineConfig, RunConfig
 from rbft.errors import JobError
 
 
-def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], progress: Progress | None = None) -> float:
+def run_inference(
+    config: RunConfig,
+    engine: EngineName,
+    work: Sequence[Work],
+    progress: Progress | None = None,
+    actor_class: type[EngineActor] = EngineActor,
+) -> float:
     """Do all of `work`, and tell `progress` as blocks end. `config` says how: engine, frames, sampling, seed.
 
     An actor loads a model when a block asks for another than it has, so work should be ordered by model.
@@ -36,22 +42,31 @@ def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], p
     from ray.util.annotations import RayDeprecationWarning
 
     job = uuid.uuid4().hex
-    blocks = [block for item in work for block in _blocks(item, config.engine.rows_per_block, job)]
+    # One row a block: Ray Data moves descriptions of work; frames never leave the actor.
+    blocks = [pa.table({"block": [block.dumps()]}) for item in work for block in _blocks(item, config.engine.rows_per_block, job)]
     if not blocks:
         return 0.0
     started, first_block_s = time.monotonic(), 0.0
     ensure_ray()
-    # One row a block: Ray Data moves descriptions of work, a few kilobytes each; frames never leave the actor.
-    dataset = ray.data.from_arrow([pa.table({"block": [block.dumps()]}) for block in blocks])
+    # Not `from_arrow`, which starts a task for each to look at it, nor `repartition`, whose tasks wait for a CPU that actors hold.
+    dataset = ray.data.from_blocks(blocks)
+    at_a_time = blocks_at_a_time(config.engine)
+    pool = ActorPoolStrategy(
+        size=min(config.engine.num_actors, len(blocks)),
+        max_tasks_in_flight_per_actor=at_a_time,
+        # Without this they would wait in the actor, one after the other.
+        max_concurrent_calls_per_actor=at_a_time,
+    )
+    del blocks
     with warnings.catch_warnings():
         # Ray 2.60 calls these two deprecated, names no successor, and retries for ever without them.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         results = dataset.map_batches(
-            EngineActor,
+            actor_class,
             fn_constructor_args=(config, engine),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(config.engine.num_actors, len(blocks)), max_tasks_in_flight_per_actor=2),
+            compute=pool,
             num_cpus=config.engine.num_cpus,
             num_gpus=0 if engine == "openai" else config.engine.num_gpus,
             # Without end: the notes on attempts bound what a video or an engine can kill, and a node may be taken away any number of times.
@@ -68,13 +83,17 @@ def run_inference(config: RunConfig, engine: EngineName, work: Sequence[Work], p
     return first_block_s
 
 
-def _blocks(work: Work, rows_per_block: int, job: str) -> list[Block]:
+def blocks_at_a_time(engine: EngineConfig) -> int:
+    """How many blocks an actor works on: those that hold twice `max_num_seqs` videos, which is what it keeps in flight, and one more, so
+    that the last videos of a block never leave its engine short."""
+    return -(-2 * engine.max_num_seqs // engine.rows_per_block) + 1
+
+
+def _blocks(work: Work, rows_per_block: int, job: str) -> Iterator[Block]:
     """The videos of `work` in blocks; those that an engine died with when an earlier job asked come last, in blocks of their own."""
     suspects = attempts.suspects(work.folder)
-    blocks = []
     for is_suspect in (False, True):
         examples = [example for example in work.examples if (example.id in suspects) == is_suspect]
         for start in range(0, len(examples), rows_per_block):
             chosen = examples[start : start + rows_per_block]
-            blocks.append(Block(work.kind, work.folder, chosen, work.model, work.task, work.provenance, work.gates, job, is_suspect))
-    return blocks
+            yield Block(work.kind, work.folder, chosen, work.model, work.task, work.provenance, work.gates, job, is_suspect)

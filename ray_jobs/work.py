@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -48,14 +49,15 @@ class Block(Work):
     def ids(self) -> list[str]:
         return [example.id for example in self.examples]
 
-    def dumps(self) -> str:
-        """As it travels to an actor: a few kilobytes of JSON."""
+    def dumps(self) -> bytes:
+        """As it travels to an actor: a few kilobytes, as all blocks of a job wait in the object store at once."""
         plain = {name: getattr(self, name) for name in ("kind", "folder", "provenance", "job", "is_suspect")}
         models = {name: getattr(self, name).model_dump(mode="json") for name in _MODELS}
-        return json.dumps(plain | models | {"examples": [asdict(example) for example in self.examples]})
+        known = [{name: value for name, value in vars(example).items() if value is not None} for example in self.examples]
+        return zlib.compress(json.dumps(plain | models | {"examples": known}).encode(), level=1)
 
     @classmethod
-    def loads(cls, text: str) -> Block:
-        found = json.loads(text)
+    def loads(cls, content: bytes) -> Block:
+        found = json.loads(zlib.decompress(content))
         models = {name: model.model_validate(found[name]) for name, model in _MODELS.items()}
         return cls(**found | models | {"examples": tuple(Example(**row) for row in found["examples"])})

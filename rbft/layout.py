@@ -4,10 +4,10 @@
 <run>/config.yaml                               resolved configuration
 <run>/run.json                                  versions, hashes, lineage, and which artifact is the current one of each kind
 <run>/manifest.parquet
-<run>/rationales/<fingerprint>/                 parts/ and attempts/ while it grows, rationales.parquet and COMPLETE.json at the end,
+<run>/rationales/<fingerprint>/                 parts/ and attempts/ while it grows, rationales-*.parquet and COMPLETE.json at the end,
                                                 with scores.parquet, quality.json and quality.html, and reviews/ if people changed any
 <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
-<run>/evaluation/<system>/<fingerprint>/        predictions.parquet, metrics.json, COMPLETE.json
+<run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json, COMPLETE.json
 <run>/report.html, summary.json
 """
 

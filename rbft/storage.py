@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,22 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         return _retried(pq.read_table)(path, filesystem=where, columns=columns, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArtifactError(f"{shown(uri)}: cannot be read as Parquet ({error})") from None
+
+
+def read_row_groups(uri: str, columns: list[str], numbers: Sequence[int] | None = None) -> list[pa.Table]:
+    """The row groups of the Parquet file `uri`, or those of the given `numbers`, a table each; `ArtifactError` if it is none."""
+    where, path = filesystem(uri)
+    try:
+        return _read_row_groups(where, path, columns, numbers)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtifactError(f"{shown(uri)}: cannot be read as Parquet ({error}); delete it and run again") from None
+
+
+@_retried
+def _read_row_groups(where: fs.FileSystem, path: str, columns: list[str], numbers: Sequence[int] | None) -> list[pa.Table]:
+    with pq.ParquetFile(path, filesystem=where) as file:
+        chosen = range(file.num_row_groups) if numbers is None else numbers
+        return [file.read_row_group(number, columns, use_threads=False) for number in chosen]
 
 
 def write_table(uri: str, table: pa.Table) -> None:

@@ -93,7 +93,7 @@ def test_systems_differ_only_in_what_they_should(experiment: tuple[Path, Path, s
 
 def test_given_again_it_does_nothing_twice(jobs: Jobs, experiment: tuple[Path, Path, str]) -> None:
     protocol, out, _ = experiment
-    kept = [*out.rglob("*.safetensors"), *out.rglob("predictions.parquet"), *out.rglob("*.mp4")]
+    kept = [*out.rglob("*.safetensors"), *out.rglob("predictions-*.parquet"), *out.rglob("*.mp4")]
     before = {path: path.stat().st_mtime_ns for path in kept}
     output = run_evidence(jobs, protocol, out)
     assert {path: path.stat().st_mtime_ns for path in kept} == before

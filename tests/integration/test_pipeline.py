@@ -46,7 +46,7 @@ def test_a_run_leaves_a_summary_with_every_system_and_its_interval(finished_run:
 
 
 def test_every_training_video_has_one_rationale_with_its_sections(finished_run: Path) -> None:
-    table = pq.read_table(only(finished_run / "rationales") / "rationales.parquet").to_pylist()
+    table = pq.read_table(only(finished_run / "rationales") / "rationales-00000.parquet").to_pylist()
     assert len(table) == len({row["id"] for row in table}) == NUM_TRAIN
     assert all(row["error_code"] is None and row["text"] and row["num_tokens"] > 4 for row in table)
     assert all(json.loads(row["provenance"])["label_in_prompt"] is False for row in table)
@@ -55,7 +55,7 @@ def test_every_training_video_has_one_rationale_with_its_sections(finished_run: 
 
 def test_every_test_video_has_one_prediction_a_system(finished_run: Path) -> None:
     for system in SYSTEMS:
-        table = pq.read_table(only(finished_run / "evaluation" / system) / "predictions.parquet").to_pylist()
+        table = pq.read_table(only(finished_run / "evaluation" / system) / "predictions-00000.parquet").to_pylist()
         assert len(table) == len({row["id"] for row in table}) == NUM_TEST
         assert all(sum(json.loads(row["probabilities"]).values()) == pytest.approx(1) for row in table)
 
@@ -115,7 +115,7 @@ def test_killed_while_generating_and_in_each_stage_it_ends_as_if_it_had_not_been
     output = jobs.run("pipeline", "killed")
     assert "RB-FT" in output
 
-    rationales = [pq.read_table(only(folder / "rationales") / "rationales.parquet") for folder in (finished_run, run)]
+    rationales = [pq.read_table(only(folder / "rationales") / "rationales-00000.parquet") for folder in (finished_run, run)]
     ids = [table["id"].to_pylist() for table in rationales]
     assert ids[0] == ids[1] and len(set(ids[1])) == NUM_TRAIN
     assert rationales[0]["text"].to_pylist() == rationales[1]["text"].to_pylist()

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 
 def rationales(run: Path) -> list[dict[str, Any]]:
-    (table,) = run.glob("rationales/*/rationales.parquet")
+    (table,) = run.glob("rationales/*/rationales-00000.parquet")
     return list(pq.read_table(table).to_pylist())
 
 
