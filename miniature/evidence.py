@@ -23,7 +23,7 @@ from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run
 from ray_jobs.work import Work
 from rbft import rows
-from rbft.config import ModelConfig
+from rbft.config import GatesConfig, ModelConfig
 from rbft.lease import Lease
 from rbft.rationales.table import rationales_from_table
 from rbft.records import rationale_schema
@@ -90,7 +90,7 @@ def write_test_rationales(runs: Sequence[Run]) -> None:
             done = rows.done_ids(folder, rationale_schema())
             pending = [example for example in held_out(run)[:NUM_SLOT_CLIPS] if example.id not in done]
             if pending:
-                work.append(Work("rationale", folder, pending, model, run.config.task, {"system": writer}))
+                work.append(Work("rationale", folder, pending, model, run.config.task, {"system": writer}, GatesConfig()))
     total = sum(len(item.examples) for item in work)
     if total:
         say(f"test rationales: {total}, by transformers")

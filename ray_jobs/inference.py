@@ -51,8 +51,10 @@ def run_inference(
     # Not `from_arrow`, which starts a task for each to look at it, nor `repartition`, whose tasks wait for a CPU that actors hold.
     dataset = ray.data.from_blocks(blocks)
     at_a_time = blocks_at_a_time(config.engine)
+    most = min(config.engine.num_actors, len(blocks))
     pool = ActorPoolStrategy(
-        size=min(config.engine.num_actors, len(blocks)),
+        min_size=min(config.engine.min_actors or most, most),
+        max_size=most,
         max_tasks_in_flight_per_actor=at_a_time,
         # Without this they would wait in the actor, one after the other.
         max_concurrent_calls_per_actor=at_a_time,

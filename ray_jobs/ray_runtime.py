@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 
 from rbft.errors import JobError, RBFTError
 
@@ -30,14 +31,18 @@ def ensure_ray() -> None:
         raise JobError(f"{where}: cannot be joined or started ({reason}); `rbft doctor` checks address and token") from error
     from ray.data import DataContext
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # why a job failed it says itself, by `reason`
     DataContext.get_current().enable_progress_bars = False
 
 
 def reason(error: BaseException) -> str:
     """Why a Ray call failed, in one line: our own error where one is at the root of it, else the end of what Ray says."""
     ours = _root(error)
-    return str(ours) if ours is not None else " ".join(str(error).split())[-600:]
+    if ours is not None:
+        return str(ours)
+    # Causes do not travel between processes; the text of their trace does.
+    told = re.search(r"^rbft\.errors\.\w+: (.+)$", str(error), re.MULTILINE)
+    return told[1] if told else " ".join(str(error).split())[-600:]
 
 
 def _root(error: BaseException | None) -> RBFTError | None:
