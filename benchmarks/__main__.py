@@ -1,21 +1,28 @@
-"""`make bench`: every benchmark, one after the other. `python -m benchmarks [NAME …]`"""
+"""`make bench`: every benchmark, one after the other. `python -m benchmarks [NAME [its options]]`"""
 
-import argparse
+from __future__ import annotations
 
-from benchmarks import demo, evidence, generation, scale
+import sys
+from collections.abc import Callable, Sequence
 
-BENCHMARKS = {"demo": demo.main, "evidence": evidence.main, "generation": generation.main, "scale": scale.main}
+from benchmarks import demo, evidence, generation, repeatability, scale
+
+BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
+    "generation": generation.main,
+    "scale": scale.main,
+    "repeatability": repeatability.main,
+    "demo": lambda _: demo.main(),
+    "evidence": lambda _: evidence.main(),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run benchmarks; all of them by default.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
-    names = parser.parse_args().names or list(BENCHMARKS)
-    unknown = sorted(set(names) - set(BENCHMARKS))
-    if unknown:
-        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    """`--json PATH` is an option of most; each one's `--help` has its own."""
+    names, options = sys.argv[1:2] or list(BENCHMARKS), sys.argv[2:]
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        sys.exit(f"no such benchmark: {unknown[0]}; there are {', '.join(BENCHMARKS)}")
     for name in names:
-        BENCHMARKS[name]()
+        BENCHMARKS[name](options)
 
 
 if __name__ == "__main__":

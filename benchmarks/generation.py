@@ -7,13 +7,15 @@ same round.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.contenders import BareAsyncLLM, Case, Contender, Job, OfflineLLM, OneByOneHF, Outcome, RayDataLLM
@@ -39,22 +41,27 @@ PEERS: dict[str, Callable[[Case], Contender]] = {
 }
 
 
-def main(json_path: Path | None = None, sizes: tuple[str, ...] = ("miniature", "large")) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation")
+    parser.add_argument("--sizes", nargs="+", default=list(NUM_VIDEOS), choices=list(NUM_VIDEOS))
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the ratios too")
+    chosen = parser.parse_args(arguments)
     # vLLM's CPU backend reads these when it is imported; the same for every contender.
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
     _join_ray()
     measured = {}
     with tempfile.TemporaryDirectory(prefix="rbft-bench-") as folder:
-        for size in sizes:
+        for size in chosen.sizes:
             measured[size] = _measure(_case(size, Path(folder)))
             print(_table(size, measured[size]), flush=True)
     ratios = {size: {f"ratio_vs_{peer}": _ratio(rounds, peer) for peer in PEERS if peer in rounds} for size, rounds in measured.items()}
-    if json_path is not None:
-        json_path.write_text(
+    if chosen.json:
+        chosen.json.write_text(
             json.dumps({size: {name: ratio[0] for name, ratio in of.items()} for size, of in ratios.items()}, indent=2) + "\n"
         )
-    RESULT.write_text(_page(measured))
-    print(f"wrote {RESULT.relative_to(ROOT)}")
+    if chosen.sizes == list(NUM_VIDEOS):
+        RESULT.write_text(_page(measured))
+        print(f"wrote {RESULT.relative_to(ROOT)}")
 
 
 def _join_ray() -> None:
@@ -164,4 +171,4 @@ contender does.
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

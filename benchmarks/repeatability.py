@@ -7,9 +7,11 @@ win.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,10 +35,13 @@ AT_A_TIME = (1, 4, 32)
 """The first is what the others are compared with; the last is the engine's `max_num_seqs`."""
 
 
-def main(json_path: Path | None = None) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.repeatability")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the shares too")
+    chosen = parser.parse_args(arguments)
     shares = asyncio.run(_measure())
-    if json_path is not None:
-        json_path.write_text(json.dumps(shares, indent=2) + "\n")
+    if chosen.json:
+        chosen.json.write_text(json.dumps(shares, indent=2) + "\n")
     RESULT.write_text(_page(shares))
     print(_table(shares) + f"\nwrote {RESULT.relative_to(ROOT)}")
 
@@ -97,4 +102,4 @@ On GPUs `engine.batch_invariant: true` asks vLLM for kernels whose sums do not d
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
