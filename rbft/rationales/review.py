@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from rbft import storage
+from rbft import artifacts, storage
 from rbft.errors import ArtifactError, DataError
 from rbft.records import Rationale
 from rbft.task import Task
@@ -97,8 +98,9 @@ def record_changes(folder: str, changes: Sequence[Change]) -> None:
 
 def _check_known(folder: str, changes: Sequence[Change]) -> None:
     # Of a million rationales only the rows in question become Python objects.
-    table = storage.read_table(f"{folder}/rationales.parquet", columns=["id", "sample", "error_code"])
-    found = table.filter(pc.field("id").isin([change.id for change in changes])).to_pylist()
+    files = [name for name in artifacts.read_marker(folder)["parts"] if name.startswith("rationales")]
+    tables = [storage.read_table(f"{folder}/{name}", columns=["id", "sample", "error_code"]) for name in files]
+    found = pa.concat_tables(tables).filter(pc.field("id").isin([change.id for change in changes])).to_pylist()
     written = {(row["id"], row["sample"]) for row in found if row["error_code"] is None}
     for change in changes:
         if (change.id, change.sample) not in written:

@@ -154,6 +154,14 @@ def test_a_file_that_is_still_being_written_does_not_count(tmp_path: Path) -> No
     assert read_changes(folder) == [change("a", "exclude")]
 
 
+def test_rationales_in_several_files_are_all_there_to_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "ROWS_PER_FILE", 2)
+    folder = write_folder(tmp_path)
+    assert len(list(tmp_path.glob("rationales-*.parquet"))) == 2
+    record_changes(folder, [change("a", "exclude"), change("c", "exclude")])
+    assert [each.id for each in read_changes(folder)] == ["a", "c"]
+
+
 def test_a_moment_is_never_before_the_change_it_follows() -> None:
     ahead = "2999-12-31T23:59:59.999999+00:00"
     assert moment(after=ahead) == "3000-01-01T00:00:00.000000+00:00"

@@ -100,7 +100,7 @@ def test_a_run_without_rationales_is_told_what_writes_them(config: RunConfig) ->
 
 
 def test_rationales_that_were_altered_are_not_reviewed(config: RunConfig, reviewer: Reviewer) -> None:
-    with Path(reviewer.folder, "rationales.parquet").open("ab") as file:
+    with Path(reviewer.folder, "rationales-00000.parquet").open("ab") as file:
         file.write(b" ")
     with pytest.raises(ArtifactError, match="its bytes have changed"):
         Reviewer(config, "ada")
