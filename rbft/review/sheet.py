@@ -20,7 +20,7 @@ def export_sheet(reviewer: Reviewer, path: Path) -> int:
     """Write all rationales as they are now to the CSV file `path`, worst first; how many."""
     items = reviewer.find()
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(COLUMNS)
     for item in items:
         _, text, note = _state(item)
@@ -82,4 +82,4 @@ def _wanted(row: Row, item: Item) -> tuple[Action, str, str]:
 
 def _tidy(text: str) -> str:
     """Without what a spreadsheet may change by itself: line ends, and space around."""
-    return text.replace("\r\n", "\n").strip()
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
