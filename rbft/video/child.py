@@ -55,6 +55,7 @@ def main() -> None:
                 request["start_s"],
                 request["end_s"],
                 announce=lambda backend: send(messages, "backend", backend=backend),
+                num_threads=request["num_threads"],
             )
         except VideoError as error:
             send(messages, "error", code=error.code, message=str(error))

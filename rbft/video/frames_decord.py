@@ -14,11 +14,10 @@ import numpy as np
 
 from rbft.errors import VideoDecodeError, VideoFormatError
 from rbft.video.index import FrameIndex
+from rbft.video.pixels import Fit, resize
 from rbft.video.probe import VideoInfo, starts_as_mp4_or_matroska
 
 CODECS = frozenset(("h264", "hevc", "mpeg4", "vp8", "vp9"))
-
-_PLAIN_PIXELS = frozenset(("yuv420p", "yuvj420p"))
 
 _BATCH_BYTES = 256 << 20
 """decord returns frames at their stored size: 128 of 1080p would be 800 MB at once."""
@@ -35,13 +34,7 @@ def refuse_unsafe(path: str | Path, info: VideoInfo) -> None:
         raise VideoFormatError(f"{path}: is stored mirrored, which decord does not undo; set video.backend to auto or pyav")
 
 
-def suits(path: str | Path, info: VideoInfo, index: FrameIndex) -> bool:
-    """Whether `auto` begins with decord: one upright 8-bit stream of a codec and container that it reads well."""
-    is_plain = info.is_upright and info.num_video_streams == 1 and info.pixel_format in _PLAIN_PIXELS and not index.has_open_groups
-    return is_plain and info.codec in CODECS and starts_as_mp4_or_matroska(path)
-
-
-def read_frames(path: str | Path, index: FrameIndex, frames: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+def read_frames(path: str | Path, index: FrameIndex, frames: np.ndarray, fit: Fit) -> Iterator[tuple[int, float, np.ndarray]]:
     """As `rbft.video.frames_pyav.read_frames`, but a frame that does not decode is a `VideoDecodeError`, and so is a file that decord sees
     other frames in than the index has, or would take the wrong ones from."""
     import decord
@@ -58,7 +51,8 @@ def read_frames(path: str | Path, index: FrameIndex, frames: np.ndarray) -> Iter
         while done < len(frames):
             part = frames[done : done + batch]
             pixels_THWC = reader.get_batch(part).asnumpy()
-            yield from zip((float(time) for time in index.times_s[part]), pixels_THWC, strict=True)
+            for place, (time_s, frame_HWC) in enumerate(zip(index.times_s[part], pixels_THWC, strict=True), start=done):
+                yield place, float(time_s), resize(frame_HWC, *fit(*frame_HWC.shape[:2]))
             done += len(part)
             batch = max(1, _BATCH_BYTES // pixels_THWC[0].nbytes)
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:

@@ -1,54 +1,118 @@
-"""Frames by PyAV (FFmpeg 8): reads everything on the allow-lists, decodes only the groups of pictures that hold a wanted frame."""
+"""Frames by PyAV (FFmpeg 8): reads everything on the allow-lists, decodes only the groups of pictures that hold a wanted frame.
+
+Two passes that agree on every sound video. The quick one decodes with several threads, leaves out frames that nothing refers to, and gives
+up at the first sign of trouble: a packet that does not decode, a frame that is marked corrupt, interlaced or not there. The careful one then
+starts over with one thread and all frames, and replaces what does not decode, so that a damaged video gives the same clip on every machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from rbft.errors import VideoDecodeError
-from rbft.video.index import FrameIndex, decode_packet, read_packets
-from rbft.video.pixels import upright
-from rbft.video.probe import open_video, orientation_of
+from rbft.video.index import FrameIndex, Opened, decode_packet, read_packets
+from rbft.video.pixels import Converter, Fit
+from rbft.video.probe import open_video
+from rbft.video.spare import spare_test
+
+logger = logging.getLogger(__name__)
+
+class _Trouble(Exception):
+    """The quick pass cannot vouch for its frames."""
 
 
-def read_frames(path: str | Path, index: FrameIndex, frames: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
-    """For each of `frames` (places in `index`, increasing): its time in seconds and its RGB pixels, upright, uint8 [H, W, 3].
+def read_frames(
+    path: str | Path, opened: Opened, index: FrameIndex, frames: np.ndarray, fit: Fit, num_threads: int
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    """For each of `frames` (places in `index`, increasing): its place in `frames`, its time in seconds and its RGB pixels, upright and
+    fitted, uint8 [H, W, 3]. After a change of mind all of them come again, and the later ones count.
 
     A frame that does not decode is replaced by the last one before it that does, with that one's own time. Raises `VideoDecodeError` if
     none decodes at all.
     """
-    wanted = [int(key) for key in index.keys[frames]]
+    if index.by_pts and opened.packets is not None:
+        try:
+            yield from _quick(opened.stream, opened.packets, index, frames, Converter(fit, num_threads), num_threads)
+            return
+        except _Trouble as trouble:
+            logger.debug("decoding again with care video=%s reason=%s", path, trouble)
     with open_video(path) as (container, stream):
-        rgb = VideoReformatter()
-        last_key, last = 0, None
-        for key, frame in _decoded(container, stream, index, index.packets_for(frames)):
-            while wanted and wanted[0] <= key:
-                # At or before: the frame itself, else the last one, else (nothing before it decodes) the first.
-                use_this = wanted[0] == key or last is None
-                yield _pixels(rgb, index, key if use_this else last_key, frame if use_this else last)
-                wanted.pop(0)
-            if not wanted:
-                return
-            last_key, last = key, frame
-        if last is None:
-            raise VideoDecodeError(f"{path}: none of its frames decodes; it is corrupt or encrypted, get it again")
-        for _ in wanted:
-            yield _pixels(rgb, index, last_key, last)
+        needed = zip(read_packets(container, stream), index.packets_for(frames).tolist(), strict=False)
+        decoded = _decoded(stream, needed, index, decode_packet)
+        yield from _careful(path, decoded, index, frames, Converter(fit, 1))
 
 
-def _decoded(container: Any, stream: Any, index: FrameIndex, needed: np.ndarray) -> Iterator[tuple[int, Any]]:
-    """Key and frame of everything that comes out of the needed packets."""
+def _quick(
+    stream: Any, packets: list[Any], index: FrameIndex, frames: np.ndarray, converter: Converter, num_threads: int
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    wanted = index.keys[frames].tolist()
+    stream.codec_context.thread_count, stream.codec_context.thread_type = num_threads, "AUTO"
+    wanted_keys, is_spare = frozenset(wanted), spare_test(stream)
+    needed = zip(packets, index.packets_for(frames).tolist(), strict=True)
+    chosen = ((packet, is_needed) for packet, is_needed in needed if not is_needed or packet.pts in wanted_keys or not is_spare(packet))
+    place = 0
+    for key, frame in _decoded(stream, chosen, index, _decode_strictly):
+        if key < wanted[place]:
+            continue
+        if key > wanted[place]:
+            raise _Trouble("a frame is missing")
+        if frame.interlaced_frame:  # its other field may be a packet of its own, and have been spared
+            raise _Trouble("a frame is interlaced")
+        yield place, index.time_of(key), converter.rgb(frame)
+        place += 1
+        if place == len(wanted):
+            return
+    raise _Trouble("a frame is missing")
+
+
+def _careful(
+    path: str | Path, decoded: Iterable[tuple[int, Any]], index: FrameIndex, frames: np.ndarray, converter: Converter
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    wanted = index.keys[frames].tolist()
+    place, last_key, last = 0, 0, None
+    for key, frame in decoded:
+        while place < len(wanted) and wanted[place] <= key:
+            # At or before: the frame itself, else the last one, else (nothing before it decodes) the first.
+            use_this = wanted[place] == key or last is None
+            yield place, index.time_of(key if use_this else last_key), converter.rgb(frame if use_this else last)
+            place += 1
+        if place == len(wanted):
+            return
+        last_key, last = key, frame
+    if last is None:
+        raise VideoDecodeError(f"{path}: none of its frames decodes; it is corrupt or encrypted, get it again")
+    for rest in range(place, len(wanted)):
+        yield rest, index.time_of(last_key), converter.rgb(last)
+
+
+def _decode_strictly(stream: Any, packet: Any) -> list[Any]:
+    try:
+        frames: list[Any] = stream.codec_context.decode(packet)
+    except MemoryError:
+        raise
+    except av.error.FFmpegError:
+        raise _Trouble("a packet does not decode") from None
+    if any(frame.is_corrupt for frame in frames):
+        raise _Trouble("a frame is corrupt")
+    return frames
+
+
+def _decoded(
+    stream: Any, packets: Iterable[tuple[Any, bool]], index: FrameIndex, decode: Callable[[Any, Any], list[Any]]
+) -> Iterator[tuple[int, Any]]:
+    """Key and frame of everything that comes out of the packets that are needed."""
     num_frames, was_needed = 0, False
-    packets = zip(read_packets(container, stream), needed, strict=False)
     for packet, is_needed in chain(packets, [(None, False)]):
         if not is_needed and not was_needed:
             continue
-        for frame in decode_packet(stream, packet if is_needed else None):
+        for frame in decode(stream, packet if is_needed else None):
             key = frame.pts if index.by_pts else num_frames
             num_frames += 1
             if key is not None:
@@ -56,8 +120,3 @@ def _decoded(container: Any, stream: Any, index: FrameIndex, needed: np.ndarray)
         if not is_needed:
             stream.codec_context.flush_buffers()  # it has given up what it held; at the next key packet it starts afresh
         was_needed = is_needed
-
-
-def _pixels(reformatter: VideoReformatter, index: FrameIndex, key: int, frame: Any) -> tuple[float, np.ndarray]:
-    rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    return index.time_of(key), upright(rgb, orientation_of(frame))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _TOLERANCE_S = 1e-3
 """Matroska rounds times to milliseconds: a frame this little after the sample time is the frame at that time."""
+
+_MAX_KEPT_BYTES = 256 << 20
+"""Packets are kept from reading the index for decoding; those of a longer video are read twice."""
 
 _MIN_SHARE_PRESENT = 0.9
 """A file whose packets end before this share of the duration its header gives has been cut short."""
@@ -88,29 +93,57 @@ class FrameIndex:
         return needed
 
 
-def read_index(path: str | Path) -> FrameIndex:
-    """The index of the video at `path`. Raises as `rbft.video.probe.probe` does; `VideoDecodeError` if the file is cut short."""
+@dataclass(frozen=True)
+class Opened:
+    """A video whose packets have been read once."""
+
+    stream: Any
+    """PyAV's, of an open container; its decoder has not been started."""
+    packets: list[Any] | None
+    """Of the stream, in file order; None if they are too large to keep, and must be read from the file again."""
+
+
+@contextmanager
+def open_index(path: str | Path) -> Iterator[tuple[Opened, FrameIndex]]:
+    """The opened video at `path` and its index. Raises as `rbft.video.probe.probe` does; `VideoDecodeError` if the file is cut short."""
     with open_video(path) as (container, stream):
-        video, reached_s = [], 0.0
+        video, kept, num_kept_bytes = [], [], 0
+        ends = [0] * len(container.streams)  # in each stream's own units
         for packet in read_packets(container):
-            if packet.pts is not None:
-                reached_s = max(reached_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            pts, duration = packet.pts, packet.duration or 0
+            if pts is not None:
+                ends[packet.stream_index] = max(ends[packet.stream_index], pts + duration)
             if packet.stream_index == stream.index:
-                video.append((packet.pts, packet.duration or 0, packet.is_keyframe, not packet.is_discard))
-        _check_whole(path, container, reached_s)
-        pts, durations, is_key, is_shown = (list(column) for column in zip(*video, strict=True)) if video else ([], [], [], [])
-        if not any(is_shown):
-            raise VideoDecodeError(f"{path}: holds no frame of video; it is cut short or only a header, get it again")
-        rate = stream.average_rate or stream.guessed_rate
-        interval_s = float(1 / rate) if rate else 1 / 25
-        # AVI has no presentation times: FFmpeg numbers its packets in file order, which B-frames are not shown in.
-        if any(time is None for time in pts) or (container.format.name == "avi" and stream.codec_context.has_b_frames):
-            return _index_by_decoding(path, len(pts), interval_s)
-        packet_pts = np.asarray(pts, dtype=np.int64)
-        keys = np.unique(packet_pts[np.asarray(is_shown)])
-        times_s = (keys - keys[0]) * float(stream.time_base)
-        last_s = float(durations[pts.index(int(keys[-1]))] * stream.time_base) or _typical_gap(times_s) or interval_s
-        return FrameIndex(times_s, keys, True, float(times_s[-1]) + last_s, packet_pts, np.asarray(is_key))
+                video.append((pts, duration, packet.is_keyframe, not packet.is_discard))
+                num_kept_bytes += packet.size
+                if num_kept_bytes <= _MAX_KEPT_BYTES:
+                    kept.append(packet)
+        ends_s = [float(end * any_stream.time_base) for end, any_stream in zip(ends, container.streams, strict=True) if end]
+        _check_whole(path, container, max(ends_s, default=0.0))
+        opened = Opened(stream, kept if len(kept) == len(video) else None)
+        yield opened, _index_of(path, container, stream, video)
+
+
+def read_index(path: str | Path) -> FrameIndex:
+    """The index of the video at `path`, as `open_index` gives it."""
+    with open_index(path) as (_, index):
+        return index
+
+
+def _index_of(path: str | Path, container: Any, stream: Any, video: list[tuple[int | None, int, bool, bool]]) -> FrameIndex:
+    pts, durations, is_key, is_shown = (list(column) for column in zip(*video, strict=True)) if video else ([], [], [], [])
+    if not any(is_shown):
+        raise VideoDecodeError(f"{path}: holds no frame of video; it is cut short or only a header, get it again")
+    rate = stream.average_rate or stream.guessed_rate
+    interval_s = float(1 / rate) if rate else 1 / 25
+    # AVI has no presentation times: FFmpeg numbers its packets in file order, which B-frames are not shown in.
+    if any(time is None for time in pts) or (container.format.name == "avi" and stream.codec_context.has_b_frames):
+        return _index_by_decoding(path, len(pts), interval_s)
+    packet_pts = np.asarray(pts, dtype=np.int64)
+    keys = np.unique(packet_pts[np.asarray(is_shown)])
+    times_s = (keys - keys[0]) * float(stream.time_base)
+    last_s = float(durations[pts.index(int(keys[-1]))] * stream.time_base) or _typical_gap(times_s) or interval_s
+    return FrameIndex(times_s, keys, True, float(times_s[-1]) + last_s, packet_pts, np.asarray(is_key))
 
 
 def read_packets(container: Any, *streams: Any) -> Iterator[Any]:
@@ -136,7 +169,7 @@ def _check_whole(path: str | Path, container: Any, reached_s: float) -> None:
 
 def _index_by_decoding(path: str | Path, num_packets: int, interval_s: float) -> FrameIndex:
     with open_video(path) as (container, stream):
-        pts = [frame.pts for packet in (*read_packets(container, stream), None) for frame in decode_packet(stream, packet)]
+        pts = [frame.pts for packet in chain(read_packets(container, stream), [None]) for frame in decode_packet(stream, packet)]
     if not pts:
         raise VideoDecodeError(f"{path}: none of its {num_packets} packets decodes; it is corrupt or encrypted, get it again")
     keys = np.arange(len(pts))

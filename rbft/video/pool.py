@@ -18,7 +18,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -53,12 +55,14 @@ class DecodePool:
 
     def __init__(self, num_workers: int = 2, timeout_s: float = 60.0, memory_limit_bytes: int = 4 << 30) -> None:
         self.timeout_s = timeout_s
-        """For one video and one decoder; where `auto` goes on to PyAV after a hang of decord, PyAV gets as much again."""
+        """For one video."""
         self.memory_limit_bytes = memory_limit_bytes
         """Private memory of one child."""
         # As many threads as children, each with its own: videos are taken in the order they came. The threads live as long as the pool,
         # and must: a child that is to die with its parent dies with the *thread* that started it.
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="rbft-decode")
+        self._num_workers = num_workers
+        self._num_active = 0
         self._own = threading.local()
         self._lock = threading.Lock()
         self._children: set[_Child] = set()
@@ -96,19 +100,26 @@ class DecodePool:
     def _decode(self, uri: str | Path, spec: VideoSpec, start_s: float | None, end_s: float | None) -> Clip:
         with local_copy(str(uri)) as path:
             request = {"path": str(path), "spec": asdict(spec), "start_s": start_s, "end_s": end_s}
-            child = self._child()
             try:
-                return child.decode(request, self.timeout_s)
-            except (VideoTimeoutError, DecoderCrashError) as error:
-                if spec.backend != "auto" or child.backend != "decord":
-                    raise
-                logger.info("decord failed, going on with pyav video=%s error=%s", path, error)
-                return self._child().decode(request | {"spec": asdict(spec) | {"backend": "pyav"}}, self.timeout_s)
+                with self._lent_threads() as num_threads:
+                    return self._child().decode(request | {"num_threads": num_threads}, self.timeout_s)
             except VideoError as error:
                 if "://" not in str(uri):
                     raise
                 # The caller knows the URI, not the copy; a query string may be a secret.
                 raise type(error)(str(error).replace(str(path), str(uri).partition("?")[0])) from None
+
+    @contextmanager
+    def _lent_threads(self) -> Iterator[int]:
+        """How many threads a video that starts now may have: one core a worker, and its share of the cores of those that are idle."""
+        with self._lock:
+            self._num_active += 1
+            num_threads = max(1, min(self._num_workers, len(os.sched_getaffinity(0))) // self._num_active)
+        try:
+            yield num_threads
+        finally:
+            with self._lock:
+                self._num_active -= 1
 
     def _child(self) -> _Child:
         """This thread's child, a new one if there is none that can take another video."""
