@@ -43,7 +43,7 @@ CASES = (
     Case("h264-720p-30s-long-gop", "libx264", 720, 1280, 30, _X264 | {"g": "250"}),
     # What phones write: a key frame a second, no B-frames.
     Case("h264-720p-60s-short-gop", "libx264", 720, 1280, 60, _X264 | {"g": "30", "bf": "0"}),
-    Case("h264-1080p-10s-short-gop", "libx264", 1080, 1920, 10, _X264 | {"g": "30"}),
+    Case("h264-1080p-10s-short-gop", "libx264", 1080, 1920, 10, _X264 | {"g": "48"}),
     Case("h264-1080p-30s-long-gop", "libx264", 1080, 1920, 30, _X264 | {"g": "250"}),
     Case("h264-360p-600s-long-gop", "libx264", 360, 640, 600, _X264 | {"g": "250"}, fps=25),
     Case("h264-480p-60s-still", "libx264", 480, 854, 60, _X264 | {"g": "250"}, fps=25, speed=0.0),

@@ -6,7 +6,7 @@ A message is a 4-byte big-endian length, that many bytes of JSON (`kind` and its
     log         `level`, `message`, to be logged by the parent
     clip        the fields of `Clip`, `shape`; then the pixels
     error       `code`, `message` of a `VideoError`
-It imports numpy, Pillow, PyAV and decord, nothing heavier, and ends with its parent.
+It imports numpy, Pillow and PyAV (decord when it is asked for), nothing heavier, and ends with its parent.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ def main() -> None:
     messages = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
-    import decord  # noqa: F401  # loaded now, so that a request pays for decoding only
-
-    from rbft.video.decode import decode
+    from rbft.video.decode import decode  # loaded now, so that a request pays for decoding only
 
     # Private writable memory. The address space would count what is only reserved, too: thread stacks, arenas, mapped libraries.
     resource.setrlimit(resource.RLIMIT_DATA, (memory_limit_bytes, memory_limit_bytes))

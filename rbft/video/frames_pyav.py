@@ -1,13 +1,14 @@
 """Frames by PyAV (FFmpeg 8): reads everything on the allow-lists, decodes only the groups of pictures that hold a wanted frame.
 
-Two passes that agree on every sound video. The quick one decodes with several threads, leaves out frames that nothing refers to, and gives
-up at the first sign of trouble: a packet that does not decode, a frame that is marked corrupt, interlaced or not there. The careful one then
-starts over with one thread and all frames, and replaces what does not decode, so that a damaged video gives the same clip on every machine.
+Two passes that agree on every sound video. The quick one may use several threads, leaves out frames that no other refers to, and gives up
+at the first sign of trouble: a packet that does not decode, a frame that is marked corrupt, interlaced or missing. Then the careful one
+starts over with one thread and all frames, and replaces what does not decode: a damaged video gives the same clip on every machine.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -24,7 +25,8 @@ from rbft.video.spare import spare_test
 
 logger = logging.getLogger(__name__)
 
-class _Trouble(Exception):
+
+class _TroubleError(Exception):
     """The quick pass cannot vouch for its frames."""
 
 
@@ -41,7 +43,7 @@ def read_frames(
         try:
             yield from _quick(opened.stream, opened.packets, index, frames, Converter(fit, num_threads), num_threads)
             return
-        except _Trouble as trouble:
+        except _TroubleError as trouble:
             logger.debug("decoding again with care video=%s reason=%s", path, trouble)
     with open_video(path) as (container, stream):
         needed = zip(read_packets(container, stream), index.packets_for(frames).tolist(), strict=False)
@@ -56,20 +58,37 @@ def _quick(
     stream.codec_context.thread_count, stream.codec_context.thread_type = num_threads, "AUTO"
     wanted_keys, is_spare = frozenset(wanted), spare_test(stream)
     needed = zip(packets, index.packets_for(frames).tolist(), strict=True)
-    chosen = ((packet, is_needed) for packet, is_needed in needed if not is_needed or packet.pts in wanted_keys or not is_spare(packet))
-    place = 0
+    chosen = [(packet, is_needed) for packet, is_needed in needed if not is_needed or packet.pts in wanted_keys or not is_spare(packet)]
+    due, place = deque(_frames_due(chosen)), 0
     for key, frame in _decoded(stream, chosen, index, _decode_strictly):
-        if key < wanted[place]:
+        if due and key >= due[0] and key != due.popleft():
+            raise _TroubleError("a frame is missing")
+        if place == len(wanted) or key < wanted[place]:
             continue
         if key > wanted[place]:
-            raise _Trouble("a frame is missing")
+            raise _TroubleError("a frame is missing")
         if frame.interlaced_frame:  # its other field may be a packet of its own, and have been spared
-            raise _Trouble("a frame is interlaced")
+            raise _TroubleError("a frame is interlaced")
         yield place, index.time_of(key), converter.rgb(frame)
         place += 1
-        if place == len(wanted):
-            return
-    raise _Trouble("a frame is missing")
+    if due or place < len(wanted):
+        raise _TroubleError("a frame is missing")
+
+
+def _frames_due(packets: Iterable[tuple[Any, bool]]) -> list[int]:
+    """The keys of the frames that must come out of the needed ones of `packets`, in order: the decoder does not tell of all that it loses.
+
+    Not those shown before the key packet that decoding begins at: what they refer to may be lacking.
+    """
+    due, first_pts = [], None
+    for packet, is_needed in packets:
+        if not is_needed:
+            first_pts = None
+            continue
+        first_pts = packet.pts if first_pts is None else first_pts
+        if packet.pts >= first_pts and not packet.is_discard:
+            due.append(packet.pts)
+    return sorted(due)
 
 
 def _careful(
@@ -98,9 +117,9 @@ def _decode_strictly(stream: Any, packet: Any) -> list[Any]:
     except MemoryError:
         raise
     except av.error.FFmpegError:
-        raise _Trouble("a packet does not decode") from None
+        raise _TroubleError("a packet does not decode") from None
     if any(frame.is_corrupt for frame in frames):
-        raise _Trouble("a frame is corrupt")
+        raise _TroubleError("a frame is corrupt")
     return frames
 
 

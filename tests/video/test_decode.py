@@ -12,6 +12,7 @@ from rbft.errors import NoVideoStreamError, VideoDecodeError, VideoFormatError, 
 from rbft.records import VideoSpec
 from rbft.video.decode import decode
 from rbft.video.index import read_index
+from rbft.video.pixels import EXACT
 from tests.video.conftest import brightness, picture
 
 AUTO = VideoSpec()
@@ -36,37 +37,49 @@ def test_eight_seconds_at_one_fps_are_exactly_the_frames_at_0_to_7(write_video, 
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "options", "backend"),
+    ("name", "codec", "options", "specs"),
     [
-        ("a.mp4", "libx264", {}, "decord"),
-        ("a.mkv", "libx264", {"g": "7"}, "decord"),
-        ("a.mp4", "libx265", {"x265_params": "open-gop=0:log-level=none:pools=none"}, "decord"),
-        ("a.webm", "libvpx-vp9", {"deadline": "realtime", "cpu_used": "8"}, "decord"),
-        ("a.webm", "libvpx", {"deadline": "realtime", "cpu_used": "8"}, "decord"),
-        ("a.mp4", "libsvtav1", {"preset": "12", "svtav1_params": "lp=1"}, "pyav"),
-        ("a.mp4", "mpeg4", {"b": "5M", "qmax": "3"}, "decord"),
-        ("a.avi", "mpeg4", {"b": "5M", "qmax": "3"}, "pyav"),
-        ("a.ts", "libx264", {}, "pyav"),
-        ("a.mpg", "mpeg2video", {"pix_fmt": "yuv420p", "fps": 25, "num_frames": 200}, "pyav"),
+        ("a.mp4", "libx264", {}, [AUTO, DECORD]),
+        ("a.mkv", "libx264", {"g": "7"}, [AUTO, DECORD]),
+        ("a.mp4", "libx265", {"x265_params": "open-gop=0:log-level=none:pools=none"}, [AUTO, DECORD]),
+        ("a.webm", "libvpx-vp9", {"deadline": "realtime", "cpu_used": "8"}, [AUTO, DECORD]),
+        ("a.webm", "libvpx", {"deadline": "realtime", "cpu_used": "8"}, [AUTO, DECORD]),
+        ("a.mp4", "libsvtav1", {"preset": "12", "svtav1_params": "lp=1"}, [AUTO]),
+        ("a.mp4", "mpeg4", {"b": "5M", "qmax": "3"}, [AUTO, DECORD]),
+        ("a.avi", "mpeg4", {"b": "5M", "qmax": "3"}, [AUTO]),
+        ("a.ts", "libx264", {}, [AUTO]),
+        ("a.mpg", "mpeg2video", {"pix_fmt": "yuv420p", "fps": 25, "num_frames": 200}, [AUTO]),
     ],
 )
-def test_every_codec_gives_the_frame_of_each_second(write_video, name, codec, options, backend):
+def test_every_codec_gives_the_frame_of_each_second(write_video, name, codec, options, specs):
     options = {"num_frames": 80, "fps": 10} | options
-    clip = decode(write_video(name, codec=codec, **options), AUTO)
-    assert clip.backend == backend
-    assert frames_shown(clip) == [options["fps"] * second % 40 for second in range(8)]
-    assert clip.timestamps_s == pytest.approx(range(8), abs=0.02)
-    assert clip.fps == 1.0
+    path = write_video(name, codec=codec, **options)
+    for spec in specs:
+        clip = decode(path, spec)
+        assert clip.backend == ("decord" if spec is DECORD else "pyav")
+        assert frames_shown(clip) == [options["fps"] * second % 40 for second in range(8)]
+        assert clip.timestamps_s == pytest.approx(range(8), abs=0.02)
+        assert clip.fps == 1.0
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"size": (241, 321), "pix_fmt": "yuv444p"}, {"size": (480, 640)}, {"rotate_deg": 90}, {"g": "250"}]
+    ("options", "max_mean_difference"),
+    [
+        ({}, 0),
+        ({"rotate_deg": 90}, 0),
+        ({"g": "250"}, 0),
+        # Resized: decord's own conversion to RGB rounds down and repeats chroma, which comes to 0.9 to 1.5 on real pictures.
+        ({"size": (241, 321), "pix_fmt": "yuv444p"}, 2),
+        ({"size": (480, 640)}, 2),
+        ({"size": (480, 640), "rotate_deg": 90}, 2),
+    ],
 )
-def test_both_decoders_give_the_same_pixels_and_times(write_video, options):
+def test_both_decoders_give_the_same_pixels_and_times(write_video, options, max_mean_difference):
     path = write_video(num_frames=60, bf="3", **options)
     by_pyav, by_decord = decode(path, PYAV), decode(path, DECORD)
     assert (by_pyav.backend, by_decord.backend) == ("pyav", "decord")
-    np.testing.assert_array_equal(by_pyav.frames_THWC, by_decord.frames_THWC)
+    assert by_pyav.frames_THWC.shape == by_decord.frames_THWC.shape
+    assert np.abs(by_pyav.frames_THWC.astype(int) - by_decord.frames_THWC).mean() <= max_mean_difference
     assert by_pyav.timestamps_s == by_decord.timestamps_s
 
 
@@ -104,14 +117,17 @@ def test_a_size_that_fits_is_not_resized_and_another_is_resized_like_torchvision
 
     path = write_video(num_frames=8, fps=1, size=(480, 640), crf="18")
     with av.open(str(path)) as container:
-        whole = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        frames = list(container.decode(video=0))
+    whole = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+    exact = np.stack([frame.to_ndarray(format="rgb24", interpolation=EXACT) for frame in frames])
     as_it_is = decode(path, VideoSpec(max_pixels=480 * 640, patch_multiple=32))
     np.testing.assert_array_equal(as_it_is.frames_THWC, whole)
     clip = decode(path, AUTO)
     assert clip.frames_THWC.shape[1:3] == (336, 448)
     # What torchvision's resize, and so Qwen's video processor, does with uint8.
-    theirs = interpolate(torch.from_numpy(whole).permute(0, 3, 1, 2), (336, 448), mode="bicubic", antialias=True).permute(0, 2, 3, 1)
-    assert np.abs(clip.frames_THWC.astype(int) - theirs.numpy()).max() <= 1
+    theirs = interpolate(torch.from_numpy(exact).permute(0, 3, 1, 2), (336, 448), mode="bicubic", antialias=True).permute(0, 2, 3, 1)
+    difference = np.abs(clip.frames_THWC.astype(int) - theirs.numpy())
+    assert difference.mean() < 0.3 and difference.max() <= 32  # the most at edges of colour, where FFmpeg scales chroma by itself
 
 
 def test_variable_frame_times_are_the_true_ones(write_video):
