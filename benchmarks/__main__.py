@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import demo, evidence, generation, repeatability, scale
+from benchmarks import decode, demo, evidence, generation, repeatability, scale
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "generation": generation.main,
+    "decode": decode.main,
     "scale": scale.main,
     "repeatability": repeatability.main,
     "demo": lambda _: demo.main(),

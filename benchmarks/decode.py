@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def decord_batch(path: str, duration_s: int, fps: float, height: int, width: int
 
 def decord_sequential(path: str, duration_s: int, fps: float, height: int, width: int) -> Frames:
     reader = decord.VideoReader(path, width=width, height=height)
-    frames = []
+    frames: list[np.ndarray] = []
     for second in range(duration_s):
         frames.append(reader.next().asnumpy())
         reader.skip_frames(round((second + 1) * fps) - round(second * fps) - 1)
@@ -70,7 +71,7 @@ def decord_sequential(path: str, duration_s: int, fps: float, height: int, width
 
 
 def pyav_sequential(path: str, duration_s: int, fps: float, height: int, width: int) -> Frames:
-    frames = []
+    frames: list[np.ndarray] = []
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -83,7 +84,7 @@ def pyav_sequential(path: str, duration_s: int, fps: float, height: int, width: 
 
 
 def pyav_seeking(path: str, duration_s: int, fps: float, height: int, width: int) -> Frames:
-    frames = []
+    frames: list[np.ndarray] = []
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -95,7 +96,8 @@ def pyav_seeking(path: str, duration_s: int, fps: float, height: int, width: int
 
 
 def opencv_grab(path: str, duration_s: int, fps: float, height: int, width: int) -> Frames:
-    capture, frames, place = _opencv(path), [], 0
+    capture, place = _opencv(path), 0
+    frames: list[np.ndarray] = []
     for second in range(duration_s):
         while place < round(second * fps):
             capture.grab()
@@ -106,7 +108,8 @@ def opencv_grab(path: str, duration_s: int, fps: float, height: int, width: int)
 
 
 def opencv_seek(path: str, duration_s: int, fps: float, height: int, width: int) -> Frames:
-    capture, frames = _opencv(path), []
+    capture = _opencv(path)
+    frames: list[np.ndarray] = []
     for second in range(duration_s):
         capture.set(cv2.CAP_PROP_POS_FRAMES, round(second * fps))
         frames.append(_opencv_frame(capture, height, width))
@@ -128,12 +131,9 @@ def _opencv_frame(capture: cv2.VideoCapture, height: int, width: int) -> np.ndar
 
 
 def torchcodec_at(path: str, duration_s: int, fps: float, height: int, width: int) -> Frames:
-    from torchcodec.decoders import VideoDecoder
-    from torchcodec.transforms import Resize
-
-    decoder = VideoDecoder(
-        path, dimension_order="NHWC", num_ffmpeg_threads=0, seek_mode="approximate", transforms=[Resize((height, width))]
-    )
+    decoders, transforms = import_module("torchcodec.decoders"), import_module("torchcodec.transforms")
+    resize = transforms.Resize((height, width))
+    decoder = decoders.VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=0, transforms=[resize])
     frames: np.ndarray = decoder.get_frames_played_at([float(second) for second in range(duration_s)]).data.numpy()
     return frames
 

@@ -42,7 +42,6 @@ def num_spare(path: Any) -> int:
 def decode_with_care(path: Any, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     def give_up(*arguments: Any) -> Iterator[Any]:
         raise frames_pyav._TroubleError("not wanted")
-        yield
 
     with monkeypatch.context() as patch:
         patch.setattr(frames_pyav, "_quick", give_up)
