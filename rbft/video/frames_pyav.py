@@ -26,6 +26,11 @@ from rbft.video.spare import spare_test
 logger = logging.getLogger(__name__)
 
 
+_MAX_THREADS = {"hevc": 2}
+"""FFmpeg does not report all damage to HEVC, and with four threads shows other pictures there than with one; with two it did not in any of
+80 files with random damage. Of the damaged files of other codecs none differed."""
+
+
 class _TroubleError(Exception):
     """The quick pass cannot vouch for its frames."""
 
@@ -55,7 +60,8 @@ def _quick(
     stream: Any, packets: list[Any], index: FrameIndex, frames: np.ndarray, converter: Converter, num_threads: int
 ) -> Iterator[tuple[int, float, np.ndarray]]:
     wanted = index.keys[frames].tolist()
-    stream.codec_context.thread_count, stream.codec_context.thread_type = num_threads, "AUTO"
+    codec = stream.codec_context
+    codec.thread_count, codec.thread_type = min(num_threads, _MAX_THREADS.get(codec.name, num_threads)), "AUTO"
     wanted_keys, is_spare = frozenset(wanted), spare_test(stream)
     needed = zip(packets, index.packets_for(frames).tolist(), strict=True)
     chosen = [(packet, is_needed) for packet, is_needed in needed if not is_needed or packet.pts in wanted_keys or not is_spare(packet)]
