@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -150,14 +151,16 @@ PEERS: dict[str, dict[str, Contender]] = {
 }
 
 
-def main(json_path: Path | None = None, cases: Sequence[Case] = CASES, clips_dir: Path | None = None) -> None:
-    """Measure, print the table, write it to `benchmarks/results/decode.md` if all cases ran, and the figures to `json_path`.
-
-    Clips are made in `clips_dir` where they are not there yet; without one, in a folder that is removed.
-    """
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the figures too")
+    parser.add_argument("--cases", nargs="+", metavar="TEXT", default=[""], help="only cases whose name holds one of these")
+    parser.add_argument("--clips", type=Path, metavar="DIR", help="where clips are made, and found again; else in a folder that is removed")
+    chosen = parser.parse_args(arguments)
+    cases = [case for case in CASES if any(text in case.name for text in chosen.cases)]
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        folder = clips_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rbft-bench-")))
+        folder = chosen.clips or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rbft-bench-")))
         folder.mkdir(parents=True, exist_ok=True)
         paths = [str(make_clip(case, folder)) for case in cases]
         print(f"{len(cases)} clips after {time.monotonic() - started:.0f} s", flush=True)
@@ -166,10 +169,10 @@ def main(json_path: Path | None = None, cases: Sequence[Case] = CASES, clips_dir
         throughput = measure_throughput([path for case, path in zip(cases, paths, strict=True) if case.duration_s <= 60])
     text = page(results, throughput, time.monotonic() - started)
     print(f"\n{text}")
-    if tuple(cases) == CASES:
+    if len(cases) == len(CASES):
         RESULT.write_text(text)
-    if json_path is not None:
-        json_path.write_text(json.dumps(results, indent=1) + "\n")
+    if chosen.json:
+        chosen.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def measure(case: Case, path: str, pool: DecodePool) -> dict[str, Any]:
@@ -303,9 +306,4 @@ def _versions() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description="Our decoding against that of others, used plainly.")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
-    parser.add_argument("--cases", nargs="+", metavar="TEXT", default=[""], help="only cases whose name holds one of these")
-    parser.add_argument("--clips", type=Path, metavar="DIR", help="where clips are made and found again")
-    arguments = parser.parse_args()
-    main(arguments.json, [case for case in CASES if any(text in case.name for text in arguments.cases)], arguments.clips)
+    main(sys.argv[1:])
