@@ -158,8 +158,8 @@ def check_pyav() -> Check:
 def check_decord() -> Check:
     found, why = _probe("import decord, json; print(json.dumps([decord.__version__, bool(decord.VideoReader)]))")
     if found is None:
-        # Not fatal: what decord cannot read goes to PyAV.
-        return Check("decord", "warn", why, f"{_SET_UP_AGAIN}; until then set video.backend to pyav")
+        # Not fatal: PyAV reads everything.
+        return Check("decord", "warn", why, f"{_SET_UP_AGAIN}; until then leave video.backend as auto or pyav")
     return Check("decord", "ok", f"decord {found[0]} with its own FFmpeg")
 
 
