@@ -43,7 +43,7 @@ RESULT = ROOT / "benchmarks/results/scale.md"
 SIZES = (10_000, 100_000, 1_000_000)
 SLEEP_S = 0.02
 """What the engine takes for an answer."""
-SETTINGS = ("engine.num_actors=3", "engine.num_cpus=0.5", "engine.max_num_seqs=64", "engine.rows_per_block=256", "engine.pin_cores=false")
+SETTINGS = ("engine.num_actors=3", "engine.num_cpus=0.5", "engine.max_num_seqs=64", "engine.rows_per_block=256")
 _SAY_EVERY_S = 0.2
 
 Measured = dict[str, Any]
