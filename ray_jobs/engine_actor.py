@@ -58,10 +58,7 @@ class EngineActor:
     async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, list[int]]]:
         for row in batch.to_pylist():
             block = Block.loads(row["block"])
-            before = attempts.begin(block.folder, "block", block.ids, block.job)
-            is_suspect = block.is_suspect or before.is_suspect
-            if is_suspect and before.attempts >= MAX_DEATHS_AT_START:
-                raise EngineGoneError(f"{block.model.path}: its engine's process dies each time as it starts; see Ray's log of the actor")
+            is_suspect = block.is_suspect or attempts.look(block.folder, "block", block.ids, block.job).is_suspect
             asked = self._ask_alone(block) if is_suspect else self._ask_together(block)
             num_errors = 0
             async for table in asked:
@@ -109,6 +106,10 @@ class EngineActor:
         else meanwhile. If it dies in use, so does this process."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._may_enter(block.model, alone))
+            # Not before its turn: suspects wait for one another, and what dies meanwhile says nothing about those that wait.
+            before = attempts.begin(block.folder, "block", block.ids, block.job)
+            if alone and before.attempts >= MAX_DEATHS_AT_START:
+                raise EngineGoneError(f"{block.model.path}: its engine's process dies each time as it starts; see Ray's log of the actor")
             if self._engine is None or self._model != block.model:
                 # Never other weights in a running engine: its caches would answer for the old ones.
                 if self._engine is not None:

@@ -4,7 +4,7 @@ An actor writes down a block's videos before they enter its engine and strikes t
 death nobody knows which of the videos in flight did it. So all of them are *suspects*: they are tried again one at a time, each with a
 note of its own, and a video that takes an engine down while it is alone in it is guilty.
 
-    before = begin(folder, "block", ids, job)     blame(folder, "block", ids, job)     end(folder, "block", ids)
+    look(folder, "block", ids, job)    begin(folder, "block", ids, job)    blame(folder, "block", ids, job)    end(folder, "block", ids)
 """
 
 from __future__ import annotations
@@ -39,14 +39,20 @@ class Note:
         return self.engine_died or self.attempts >= MAX_DEATHS_TOGETHER
 
 
-def begin(folder: str, kind: Kind, ids: Sequence[str], job: str) -> Note:
-    """Write down that `ids` are begun; the note as it was, an empty one if there was none.
+def look(folder: str, kind: Kind, ids: Sequence[str], job: str) -> Note:
+    """The note on `ids` as it counts for `job`, an empty one if there is none.
 
     Attempts of another job count only if an engine died: a job that was ended by hand says nothing about its videos.
     """
-    before = _read(_uri(folder, kind, ids))
-    if before.job != job and not before.engine_died and kind == "block":
-        before = Note()
+    found = _read(_uri(folder, kind, ids))
+    if found.job != job and not found.engine_died and kind == "block":
+        return Note()
+    return found
+
+
+def begin(folder: str, kind: Kind, ids: Sequence[str], job: str) -> Note:
+    """Write down that `ids` are begun; the note as `look` saw it before."""
+    before = look(folder, kind, ids, job)
     _write(folder, kind, Note(tuple(ids), job, before.attempts + 1, before.engine_died))
     return before
 

@@ -22,6 +22,16 @@ def test_videos_that_were_in_an_engine_when_it_died_are_suspects_also_for_the_ne
     assert attempts.begin(folder, "block", ["a", "b"], "second").is_suspect
 
 
+def test_looking_changes_nothing(folder: str) -> None:
+    """A block that waits for its turn while engines die with others in them is no more suspect for that."""
+    attempts.begin(folder, "block", ["a"], "job")
+    for _ in range(3):
+        assert attempts.look(folder, "block", ["a"], "job").attempts == 1
+        assert not attempts.look(folder, "block", ["a"], "job").is_suspect
+    attempts.blame(folder, "block", ["a"], "job")
+    assert attempts.look(folder, "block", ["a"], "another").is_suspect
+
+
 def test_a_job_that_was_ended_says_nothing_about_its_videos(folder: str) -> None:
     for job in ("first", "second", "third"):
         assert not attempts.begin(folder, "block", ["a"], job).is_suspect
