@@ -38,7 +38,7 @@ def decode(
     (the last at or before it).
 
     Times count from the first frame of the video. `announce` is told the decoder's name before it starts, so that a watcher knows whom a
-    hang belongs to. `spec.backend` "auto" is PyAV: in `benchmarks/results/decode.md` it is the quicker one in every case, and it reads what
+    hang belongs to. `spec.backend` "auto" is PyAV: `benchmarks/results/decode.md` has no case in which decord is quicker, and it reads what
     decord cannot. The clip does not depend on `num_threads`, which decord ignores. Raises a `VideoError`, the most specific one.
     """
     backend = "pyav" if spec.backend == "auto" else spec.backend

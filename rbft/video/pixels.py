@@ -15,8 +15,9 @@ Fit = Callable[[int, int], tuple[int, int]]
 """Height and width of an upright frame as stored, to those wanted."""
 
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-"""Bicubic with antialiasing, chroma interpolated rather than repeated. Against an equally exact conversion at full size, resized by Pillow
-(what Qwen's processors were trained with), the mean absolute difference is 0.2 to 0.3 of 255 (benchmarks/results/decode.md)."""
+"""Bicubic with antialiasing, chroma interpolated rather than repeated. Over 99 real files its median mean absolute difference from an
+equally exact conversion at full size, resized by Pillow (what Qwen's processors were trained with), is 0.21 of 255; FFmpeg's default
+conversion resized by Pillow is 0.94 away."""
 
 
 class Converter:
