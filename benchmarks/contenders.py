@@ -36,7 +36,7 @@ from rbft.records import Clip, Example, rationale_schema
 from rbft.video.decode import decode
 
 _POLL_S = 0.002
-_ROUND_TIMEOUT_S = 900.0
+_ROUND_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class RayDataLLM:
             engine_kwargs=arguments,
             batch_size=case.config.engine.rows_per_block,
             concurrency=1,
-            accelerator_type=None,
+            placement_group_config={"bundles": [{"CPU": case.config.engine.num_cpus}]},  # else it waits for a GPU
             chat_template_stage=False,
             tokenize_stage=False,
             detokenize_stage=False,
