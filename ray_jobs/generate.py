@@ -12,7 +12,7 @@ from ray_jobs.inference import run_inference
 from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run
 from ray_jobs.work import EngineName, Work
-from rbft import artifacts, rows
+from rbft import artifacts, rows, storage
 from rbft.errors import JobError
 from rbft.evaluation.tables import percent
 from rbft.rationales.quality import judge, write_quality
@@ -67,12 +67,16 @@ def _finish(run: Run) -> None:
     if not artifacts.is_complete(folder, fingerprint):
         lineage = {"model": run.writer, "prompt": run.config.task.rationale_prompt, "versions": run.fact("versions")}
         rows.finish(folder, "rationales", rationale_schema(), [example.id for example in cohort], fingerprint, lineage)
+        storage.delete_file(f"{folder}/quality.json")  # of before errors were tried again
+    if not storage.exists(f"{folder}/quality.json"):
         labels = {example.id: example.label for example in cohort}
         verdicts = judge(read_rationales(run), run.config.task, labels)
         found = write_quality(folder, verdicts, run.config.task, f"{run.config.name}: rationales")
         say(f"generate: {percent(found['pass_rates']['all'])} of the rationales pass every gate ({folder}/quality.html)")
     # Also for a folder that was complete already: a job that failed for its bad share must not pass when it is submitted again.
-    report_errors(run, "generate", [(r.id, r.error_code, r.error_message) for r in read_rationales(run)])
+    columns = ("id", "error_code", "error_message")
+    tables = rows.iterate_finished(folder, "rationales", rationale_schema(), columns)
+    report_errors(run, "generate", [row for table in tables for row in zip(*(table[name].to_pylist() for name in columns), strict=True)])
 
 
 def _infer(run: Run, engine: EngineName, work: list[Work]) -> float:

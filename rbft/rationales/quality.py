@@ -81,8 +81,8 @@ def write_quality(folder: str, verdicts: Sequence[Verdict], task: Task, title: s
     """Write scores.parquet, quality.json and quality.html to `folder`; what quality.json says."""
     found = quality(verdicts, task.labels)
     storage.write_table(f"{folder}/scores.parquet", scores_table(verdicts))
-    storage.write_json(f"{folder}/quality.json", found)
     storage.write_bytes(f"{folder}/quality.html", _page(found, verdicts, title).encode())
+    storage.write_json(f"{folder}/quality.json", found)  # last: who finds it finds the others
     return found
 
 
