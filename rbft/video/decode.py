@@ -39,7 +39,8 @@ def decode(
 
     Times count from the first frame of the video. `announce` is told the decoder's name before it starts, so that a watcher knows whom a
     hang belongs to. `spec.backend` "auto" is PyAV: `benchmarks/results/decode.md` has no case in which decord is quicker, and it reads what
-    decord cannot. The clip does not depend on `num_threads`, which decord ignores. Raises a `VideoError`, the most specific one.
+    decord cannot. The clip of a sound video does not depend on `num_threads`, which decord ignores. Raises a `VideoError`, the
+    most specific one.
     """
     backend = "pyav" if spec.backend == "auto" else spec.backend
     try:

@@ -2,7 +2,8 @@
 
 Two passes that agree on every sound video. The quick one may use several threads, leaves out frames that no other refers to, and gives up
 at the first sign of trouble: a packet that does not decode, a frame that is marked corrupt, interlaced or missing. Then the careful one
-starts over with one thread and all frames, and replaces what does not decode: a damaged video gives the same clip on every machine.
+starts over with one thread and all frames, and replaces what does not decode. So a damaged video gives the same clip on every machine,
+with one exception that we know of: of damaged HEVC FFmpeg does not tell all (in 6 of 80 files that were damaged on purpose).
 """
 
 from __future__ import annotations
