@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/generation.md"
 
 NUM_ROUNDS = 5
-NUM_VIDEOS = {"miniature": 128, "large": 16}
+NUM_VIDEOS = {"miniature": 384, "large": 48}
 NUM_HF_VIDEOS = {"miniature": 16, "large": 2}
-MAX_NEW_TOKENS = {"miniature": 80, "large": 32}
+MAX_NEW_TOKENS = {"miniature": 80, "large": 48}
 PEERS: dict[str, Callable[[Case], Contender]] = {
     "async_llm": BareAsyncLLM,
     "llm": OfflineLLM,
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] = ()) -> None:
 def _join_ray() -> None:
     import ray
 
-    # Two engines and their helpers; what a contender does not use costs the others nothing.
+    # For two engines and their helpers; what a contender does not use costs the others nothing.
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
 

@@ -76,10 +76,11 @@ def run_inference(
             max_task_retries=-1,
         )
     try:
-        for row in results.iter_rows():
+        # Not `iter_rows`, which tells of a block when it has the next.
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             first_block_s = first_block_s or time.monotonic() - started
             if progress is not None:
-                progress.add(row["num_rows"], row["num_errors"])
+                progress.add(sum(batch["num_rows"].to_pylist()), sum(batch["num_errors"].to_pylist()))
     except ray.exceptions.RayError as error:
         raise JobError(f"inference stopped: {reason(error)}; what was done is kept, submit the job again to go on") from error
     return first_block_s
