@@ -67,9 +67,15 @@ def main(arguments: Sequence[str] = ()) -> None:
 def _join_ray() -> None:
     import ray
 
-    os.environ["RAY_worker_niceness"] = "0"  # as the contenders outside Ray have it; 15 by default
     # For two engines and their helpers; what a contender does not use costs the others nothing.
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        _system_config={"worker_niceness": 0},  # as the contenders outside Ray have it; 15 by default
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
