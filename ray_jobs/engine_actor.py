@@ -37,7 +37,7 @@ MAX_DEATHS_AT_START = 5
 
 
 class EngineActor:
-    """Runs in the actor's event loop."""
+    """Runs in the actor's event loop, and touches the store in threads beside it: one that is slow must not leave the engine short."""
 
     def __init__(self, config: RunConfig, engine: EngineName) -> None:
         self._config = config
@@ -58,14 +58,15 @@ class EngineActor:
     async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, list[int]]]:
         for row in batch.to_pylist():
             block = Block.loads(row["block"])
-            is_suspect = block.is_suspect or attempts.look(block.folder, "block", block.ids, block.job).is_suspect
+            before = await asyncio.to_thread(attempts.look, block.folder, "block", block.ids, block.job)
+            is_suspect = block.is_suspect or before.is_suspect
             asked = self._ask_alone(block) if is_suspect else self._ask_together(block)
             num_errors = 0
             async for table in asked:
-                rows.write_part(block.folder, table)
+                await asyncio.to_thread(rows.write_part, block.folder, table)
                 self._metrics.count_rows(block.kind, table)
                 num_errors += table.num_rows - table["error_code"].null_count
-            attempts.end(block.folder, "block", block.ids)
+            await asyncio.to_thread(attempts.end, block.folder, "block", block.ids)
             yield {"num_rows": [len(block.examples)], "num_errors": [num_errors]}
 
     async def _ask_together(self, block: Block) -> AsyncIterator[pa.Table]:
@@ -77,15 +78,15 @@ class EngineActor:
     async def _ask_alone(self, block: Block) -> AsyncIterator[pa.Table]:
         """A part of its own for every video; what an earlier attempt has written is not asked again."""
         async with self._use_engine(block, alone=True) as engine:
-            attempts.progressed(block.folder, "block", block.ids, block.job)
+            await asyncio.to_thread(attempts.progressed, block.folder, "block", block.ids, block.job)
             ask = self._asker(engine, block)
             for example in block.examples:
-                if rows.has_part(block.folder, [example.id]):
+                if await asyncio.to_thread(rows.has_part, block.folder, [example.id]):
                     continue
-                before = attempts.begin(block.folder, "alone", [example.id], block.job)
+                before = await asyncio.to_thread(attempts.begin, block.folder, "alone", [example.id], block.job)
                 guilty = before.attempts >= MAX_DEATHS_ALONE
                 yield _table(block.kind, [_guilty(block.kind, example, before.attempts) if guilty else await ask(example)])
-                attempts.end(block.folder, "alone", [example.id])
+                await asyncio.to_thread(attempts.end, block.folder, "alone", [example.id])
 
     def _asker(self, engine: Engine, block: Block) -> Any:
         """Example -> awaitable row."""
@@ -107,7 +108,7 @@ class EngineActor:
         async with self._changed:
             await self._changed.wait_for(lambda: self._may_enter(block.model, alone))
             # Not before its turn: suspects wait for one another, and what dies meanwhile says nothing about those that wait.
-            before = attempts.begin(block.folder, "block", block.ids, block.job)
+            before = await asyncio.to_thread(attempts.begin, block.folder, "block", block.ids, block.job)
             if alone and before.attempts >= MAX_DEATHS_AT_START:
                 raise EngineGoneError(f"{block.model.path}: its engine's process dies each time as it starts; see Ray's log of the actor")
             if self._engine is None or self._model != block.model:
