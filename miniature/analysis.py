@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from miniature.slots import SLOT_NAMES, parse
 from miniature.world import UNSEEN_COMBINATIONS, Slots
 from rbft.evaluation.study import Estimate, Study
-from rbft.rationales.gates import pass_rates
+from rbft.rationales.gates import TEXT_GATES, check_rationale, pass_rates
 from rbft.records import Prediction, Rationale
 from rbft.task import Task
 
@@ -104,7 +104,7 @@ def slot_scores(worlds: Sequence[World], writer: str, task: Task) -> SlotScores:
         {name: (words.most_common(1)[0][0], words.most_common(1)[0][1] / words.total()) for name, words in said_wrongly.items() if words},
         changes[False, True] / max(1, changes.total()),
         changes[True, False] / max(1, changes.total()),
-        pass_rates(rows, task),
+        pass_rates([check_rationale(row, task) for row in rows], TEXT_GATES),
         len(rows),
     )
 

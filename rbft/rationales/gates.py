@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -114,13 +114,13 @@ def check_rationale(rationale: Rationale, task: Task, label: str | None = None) 
     return failed(score_text(rationale, task, label))
 
 
-def pass_rates(rationales: Iterable[Rationale], task: Task) -> dict[str, float]:
-    """Gate of `TEXT_GATES` -> share of the rationales that pass it, and "all"; error rows pass none. Empty for no rationales."""
-    found = [check_rationale(rationale, task) for rationale in rationales]
-    if not found:
+def pass_rates(failed: Sequence[Collection[str]], gates: Iterable[str]) -> dict[str, float]:
+    """Gate of `gates` -> share of rationales that pass it, and "all", from the gates that each one fails; error rows pass none. Empty for
+    no rationales."""
+    if not failed:
         return {}
-    rates = {name: sum(name not in each and "error" not in each for each in found) / len(found) for name in TEXT_GATES}
-    return rates | {"all": sum(not each for each in found) / len(found)}
+    rates = {name: sum(name not in each and "error" not in each for each in failed) / len(failed) for name in gates}
+    return rates | {"all": sum(not each for each in failed) / len(failed)}
 
 
 def repeated_share(text: str) -> float:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from rbft import storage
 from rbft.evaluation.tables import percent
 from rbft.pages import html_environment
-from rbft.rationales.gates import GATES, TEXT_GATES, failed, score_corpus, score_text
+from rbft.rationales.gates import GATES, TEXT_GATES, failed, pass_rates, score_corpus, score_text
 from rbft.records import Rationale
 from rbft.task import Task
 
@@ -70,8 +70,8 @@ def quality(verdicts: Sequence[Verdict], labels: Sequence[str]) -> dict[str, Any
         "num_errors": sum(v.failed == ("error",) for v in verdicts),
         "num_drawn_again": sum("other_draws" in v.rationale.provenance for v in verdicts),
         "num_hinted": sum(bool(v.rationale.provenance.get("label_in_prompt")) for v in verdicts),
-        "pass_rates": _pass_rates(verdicts),
-        "pass_rates_by_class": {label: _pass_rates(of_class) for label, of_class in classes.items() if of_class},
+        "pass_rates": _rates(verdicts),
+        "pass_rates_by_class": {label: _rates(of_class) for label, of_class in classes.items() if of_class},
         "words": {f"{share:g}": lengths[round(share * (len(lengths) - 1))] for share in _QUANTILES} if lengths else {},
         "worst": {name: [v.rationale.id for v in _worst(verdicts, name)] for name in GATES},
     }
@@ -86,12 +86,8 @@ def write_quality(folder: str, verdicts: Sequence[Verdict], task: Task, title: s
     return found
 
 
-def _pass_rates(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Gate -> share that passes, and "all"; error rows pass none."""
-    if not verdicts:
-        return {}
-    rates = {name: sum(name not in v.failed and v.failed != ("error",) for v in verdicts) / len(verdicts) for name in GATES}
-    return rates | {"all": sum(not v.failed for v in verdicts) / len(verdicts)}
+def _rates(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    return pass_rates([verdict.failed for verdict in verdicts], GATES)
 
 
 def _worst(verdicts: Sequence[Verdict], gate: str) -> list[Verdict]:
@@ -100,13 +96,6 @@ def _worst(verdicts: Sequence[Verdict], gate: str) -> list[Verdict]:
 
 
 def _page(found: dict[str, Any], verdicts: Sequence[Verdict], title: str) -> str:
-    return (
-        html_environment("rbft.rationales", percent=percent)
-        .get_template("quality.html.j2")
-        .render(
-            title=title,
-            found=found,
-            gates=GATES,
-            worst={name: _worst(verdicts, name) for name in GATES},
-        )
-    )
+    template = html_environment("rbft.rationales", percent=percent).get_template("quality.html.j2")
+    worst = {name: _worst(verdicts, name) for name in GATES}
+    return template.render(title=title, found=found, gates=GATES, worst=worst)

@@ -103,9 +103,10 @@ def test_an_error_row_passes_nothing() -> None:
 
 
 def test_rates_count_error_rows_and_all_gates_together() -> None:
-    rates = pass_rates([written(GOOD), written(GOOD, "length"), written("A dog."), written(None)], TASK)
+    rows = [written(GOOD), written(GOOD, "length"), written("A dog."), written(None)]
+    rates = pass_rates([check_rationale(row, TASK) for row in rows], TEXT_GATES)
     assert rates["all"] == 0.25 and rates["not_cut_off"] == 0.5 and rates["no_refusal"] == 0.75 and rates["has_sections"] == 0.5
-    assert list(rates) == [*TEXT_GATES, "all"] and pass_rates([], TASK) == {}
+    assert list(rates) == [*TEXT_GATES, "all"] and pass_rates([], TEXT_GATES) == {}
 
 
 def test_every_true_caption_of_the_miniature_passes() -> None:
