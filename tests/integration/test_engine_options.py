@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ from rbft.engines.vllm import VllmEngine
 async def own():
     config = load_config(sys.argv[1])
     engine = VllmEngine(config.model, config.engine, config.video.spec())
-    print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
+    print("below", *[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
     await asyncio.sleep(600)
 asyncio.run(own())
 """
@@ -58,7 +59,8 @@ def test_an_engine_ends_with_its_owner_however_that_ends(repository: Path) -> No
     """Nobody above cleans up here; below a raylet that dies nobody does either."""
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(repository / "configs/miniature.yaml")], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
-    below_it = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
+    (line,) = itertools.islice((line for line in owner.stdout if line.startswith("below ")), 1)  # after what vLLM has to say
+    below_it = [psutil.Process(int(pid)) for pid in line.split()[1:]]
     assert any("VLLM" in each.name() for each in below_it), "the engine and its worker"
     owner.kill()
     owner.wait()
