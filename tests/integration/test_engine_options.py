@@ -59,10 +59,12 @@ def test_an_engine_ends_with_its_owner_however_that_ends(repository: Path) -> No
     """Nobody above cleans up here; below a raylet that dies nobody does either."""
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(repository / "configs/miniature.yaml")], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
-    (line,) = itertools.islice((line for line in owner.stdout if line.startswith("below ")), 1)  # after what vLLM has to say
-    below_it = [psutil.Process(int(pid)) for pid in line.split()[1:]]
-    assert any("VLLM" in each.name() for each in below_it), "the engine and its worker"
-    owner.kill()
-    owner.wait()
+    try:
+        (line,) = itertools.islice((line for line in owner.stdout if line.startswith("below ")), 1)  # after what vLLM has to say
+        below_it = [psutil.Process(int(pid)) for pid in line.split()[1:]]
+        assert any("VLLM" in each.name() for each in below_it), "the engine and its worker"
+    finally:
+        owner.kill()
+        owner.wait()
     _, alive = psutil.wait_procs(below_it, timeout=20)
     assert not alive
