@@ -118,7 +118,7 @@ def test_an_index_without_the_cpu_build_of_torch_is_told_with_what_to_do(machine
 @pytest.mark.parametrize(
     ("file", "old", "new", "installs"),
     [
-        ("constraints.txt", "torch==2.13.0", "torch==2.13.1", 2),
+        pytest.param("constraints.txt", "torch==2.13.0", "torch==2.13.1", 2, marks=pytest.mark.slow),
         ("pyproject.toml", '"httpx>=0.28"', '"httpx>=0.29"', 2),
         ("pyproject.toml", 'version = "0.1.0"', 'version = "0.2.0"', 1),
         ("pyproject.toml", "line-length = 140", "line-length = 120", 0),

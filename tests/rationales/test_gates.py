@@ -6,7 +6,7 @@ import random
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniature.base import load_task
@@ -173,6 +173,7 @@ def test_a_length_is_unusual_among_the_others_only() -> None:
     assert not any(failed(found, ["usual_length"]) for found in same[:5])
 
 
+@settings(max_examples=30)
 @given(st.lists(st.text(max_size=40), max_size=6))
 def test_any_corpus_gets_scores_in_bounds(texts: list[str]) -> None:
     for found in score_corpus(texts):
