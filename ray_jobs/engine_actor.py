@@ -83,9 +83,13 @@ class EngineActor:
             for example in block.examples:
                 if await asyncio.to_thread(rows.has_part, block.folder, [example.id]):
                     continue
-                before = await asyncio.to_thread(attempts.begin, block.folder, "alone", [example.id], block.job)
-                guilty = before.attempts >= MAX_DEATHS_ALONE
-                yield _table(block.kind, [_guilty(block.kind, example, before.attempts) if guilty else await ask(example)])
+                before = await asyncio.to_thread(attempts.look, block.folder, "alone", [example.id], block.job)
+                if before.attempts >= MAX_DEATHS_ALONE:
+                    answer = _guilty(block.kind, example, before.attempts)
+                else:
+                    await asyncio.to_thread(attempts.begin, block.folder, "alone", [example.id], block.job)
+                    answer = await ask(example)
+                yield _table(block.kind, [answer])
                 await asyncio.to_thread(attempts.end, block.folder, "alone", [example.id])
 
     def _asker(self, engine: Engine, block: Block) -> Any:
