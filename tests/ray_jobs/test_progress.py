@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from ray_jobs import progress
 from ray_jobs.progress import Progress
 
 
 def test_the_rate_is_that_of_the_work_and_not_of_the_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A minute of starting engines, then ten videos a second."""
     now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("ray_jobs.progress.time.monotonic", lambda: now[0])
     said = Progress("generate", "videos", 1000)
     now[0] += 60
     said.add(10)
