@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psutil
@@ -133,7 +133,8 @@ class EngineActor:
                 attempts.blame(each.folder, "block", each.ids, each.job)
             print(f"engine gone, actor exits: {error}", flush=True)
             for child in psutil.Process().children(recursive=True):
-                child.kill()  # a process that hangs does not notice that its parent is gone
+                with suppress(psutil.NoSuchProcess):  # it may be ending by itself
+                    child.kill()  # one that hangs does not notice that its parent is gone
             os._exit(1)
         finally:
             async with self._changed:

@@ -142,28 +142,15 @@ def test_a_store_that_is_slow_and_fails_now_and_then_loses_nothing(
     assert flaky_s3.num_failed > 20, "the store has failed that often"
     from pyarrow import fs
 
-    with _Environment(s3_environment):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment.items():
+            patch.setenv(name, value)
         store, _ = fs.FileSystem.from_uri("s3://rbft/runs")
         names = [info.path for info in store.get_file_info(fs.FileSelector("rbft/runs/s3", recursive=True))]
         (marker,) = [name for name in names if "/rationales/" in name and name.endswith("COMPLETE.json")]
         table = rows.read_finished(f"s3://{marker.rpartition('/')[0]}", "rationales", rationale_schema())
     assert list(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)) == written(finished_run)
     assert not [name for name in names if name.endswith("lease.json")]
-
-
-class _Environment:
-    """Environment variables for as long as the context."""
-
-    def __init__(self, values: dict[str, str]) -> None:
-        self._patch = pytest.MonkeyPatch()
-        self._values = values
-
-    def __enter__(self) -> None:
-        for name, value in self._values.items():
-            self._patch.setenv(name, value)
-
-    def __exit__(self, *_: object) -> None:
-        self._patch.undo()
 
 
 @pytest.fixture
