@@ -8,24 +8,23 @@ Bitwise repeatable on the same CPU type with the same number of workers; a resum
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from rbft import artifacts, storage
-from rbft.data.samples import SampleEncoder, TrainingItem
+from rbft import artifacts
+from rbft.data.samples import TrainingItem
 from rbft.errors import TrainingError
 from rbft.models.chat import ChatAdapter
 from rbft.models.load import load_model, make_card, save_model
 from rbft.training.checkpoints import load_latest, save_checkpoint
 from rbft.training.deepspeed_engine import build_engine, check_rates, forward_backward, free_engine, set_rates, whole_state_dict
-from rbft.training.order import global_batches, worker_share
+from rbft.training.feed import Feed
+from rbft.training.log import StageLog
+from rbft.training.order import global_batches
 from rbft.training.stage import StageSpec
-from rbft.video.pool import DecodePool
 
 
 def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
@@ -52,24 +51,17 @@ def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
 def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[TrainingItem]) -> dict[str, str]:
     """Take all optimiser steps that are left; id -> error code of the videos that could not be used, those of all ranks."""
     training, checkpoints = spec.training, Path(spec.folder) / "checkpoints"
-    rank, num_workers = dist.get_rank(), training.num_workers
+    rank = dist.get_rank()
     batches = global_batches(len(items), training.global_batch_size, spec.epochs, spec.seed)
     first_step, bad_videos = load_latest(engine, checkpoints, spec.fingerprint)
-    num_threads = max(1, int(training.num_cpus))
 
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(contextlib.closing(_StageLog(Path(spec.folder), first_step))) if rank == 0 else None
-        pool = stack.enter_context(DecodePool(num_threads, spec.video.timeout_s, spec.video.memory_limit_bytes))
-        encoder = stack.enter_context(contextlib.closing(SampleEncoder(adapter, pool, num_threads)))
-        mine = (index for batch in batches[first_step:] for index in worker_share(batch, rank, num_workers))
-        samples = encoder.stream(None if index is None else items[index] for index in mine)
+        log = stack.enter_context(contextlib.closing(StageLog(Path(spec.folder), first_step))) if rank == 0 else None
+        feed = stack.enter_context(Feed(spec, adapter, items, batches[first_step:], rank, training.num_workers))
         started = time.monotonic()
-        for step in range(first_step, len(batches)):
-            waiting = time.monotonic()
-            micro_batches = [_take(samples, training.micro_batch_size, adapter) for _ in range(training.accumulation_steps)]
-            waited_s = time.monotonic() - waiting
+        for step, batch in enumerate(feed, first_step):
             rates = set_rates(engine, step, len(batches), spec.optimiser.warmup_ratio)
-            loss, num_tokens = forward_backward(engine, micro_batches)
+            loss, num_tokens = forward_backward(engine, batch.micro_batches)
             elapsed_s = time.monotonic() - started
             steps_done = step + 1
             scalars = {
@@ -80,7 +72,7 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
                 "grad_norm": float(engine.get_global_grad_norm() or 0.0),
                 "supervised_tokens": num_tokens,
                 "samples_per_s": (steps_done - first_step) * training.global_batch_size / elapsed_s,
-                "data_wait_s": waited_s,
+                "data_wait_s": batch.waited_s,
                 "elapsed_s": elapsed_s,
                 "eta_s": elapsed_s / (steps_done - first_step) * (len(batches) - steps_done),
                 **rates,
@@ -88,18 +80,14 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
             if log is not None:
                 log.write(scalars)
             if steps_done % training.checkpoint_every_steps == 0 or steps_done == len(batches):
-                bad_videos |= _errors_of_all_ranks(encoder)
+                bad_videos |= _of_all_ranks(feed.bad_videos())
                 save_checkpoint(engine, checkpoints, steps_done, spec.fingerprint, bad_videos)
     return bad_videos
 
 
-def _take(samples: Iterator[Any], count: int, adapter: ChatAdapter) -> dict[str, Any]:
-    return adapter.collate([next(samples) for _ in range(count)])
-
-
-def _errors_of_all_ranks(encoder: SampleEncoder) -> dict[str, str]:
+def _of_all_ranks(bad_videos: dict[str, str]) -> dict[str, str]:
     gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, {id_: error.code for id_, error in dict(encoder.errors).items()})
+    dist.all_gather_object(gathered, bad_videos)
     return {id_: code for part in gathered for id_, code in part.items()}
 
 
@@ -117,29 +105,3 @@ def _write_final(engine: Any, adapter: ChatAdapter, spec: StageSpec, final: Path
         save_model(engine.module.model, weights, adapter.processor, final, card)
         artifacts.publish(final.resolve(), str(final), spec.fingerprint, spec.lineage)
     dist.barrier()
-
-
-class _StageLog:
-    """log.jsonl and TensorBoard scalars of a stage. A resumed stage drops the lines after the step it resumes from."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = folder / "log.jsonl"
-        # What stands after the last newline was being written when the process died.
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= first_step]
-        storage.write_bytes(str(path), b"".join(line + b"\n" for line in kept))
-        self._lines = path.open("a")
-        self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-
-    def write(self, scalars: dict[str, float]) -> None:
-        self._lines.write(json.dumps(scalars) + "\n")
-        self._lines.flush()
-        for name, value in scalars.items():
-            if name not in ("step", "num_steps"):
-                self._scalars.add_scalar(name, value, int(scalars["step"]))
-
-    def close(self) -> None:
-        self._lines.close()
-        self._scalars.close()

@@ -115,7 +115,7 @@ def many_steps(model: Path, cases: dict[str, tuple[TrainingConfig, list[Training
 
 def run_until_killed(spec: StageSpec, items: list[TrainingItem], last_step: int) -> None:
     """`run_stage`, whose rank 0 is killed when it has half written the log's line after that of `last_step`."""
-    write = loop._StageLog.write
+    write = loop.StageLog.write
 
     def write_and_die(log: Any, scalars: dict[str, float]) -> None:
         if scalars["step"] > last_step:
@@ -124,7 +124,7 @@ def run_until_killed(spec: StageSpec, items: list[TrainingItem], last_step: int)
             os.kill(os.getpid(), signal.SIGKILL)
         write(log, scalars)
 
-    with mock.patch.object(loop._StageLog, "write", write_and_die):
+    with mock.patch.object(loop.StageLog, "write", write_and_die):
         loop.run_stage(spec, items)
 
 

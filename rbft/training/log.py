@@ -1,0 +1,34 @@
+"""What a stage tells while it trains: a line a step in log.jsonl, and the same as TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rbft import storage
+
+
+class StageLog:
+    """log.jsonl and TensorBoard scalars of a stage. A resumed stage drops the lines after the step it resumes from."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "log.jsonl"
+        # What stands after the last newline was being written when the process died.
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+        storage.write_bytes(str(path), b"".join(line + b"\n" for line in kept))
+        self._lines = path.open("a")
+        self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, scalars: dict[str, float]) -> None:
+        self._lines.write(json.dumps(scalars) + "\n")
+        self._lines.flush()
+        for name, value in scalars.items():
+            if name not in ("step", "num_steps"):
+                self._scalars.add_scalar(name, value, int(scalars["step"]))
+
+    def close(self) -> None:
+        self._lines.close()
+        self._scalars.close()
