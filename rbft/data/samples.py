@@ -35,6 +35,8 @@ class TrainingItem:
     example: Example
     messages: Sequence[Message]
     answer: str
+    weight: float = 1.0
+    """Of each of the answer's tokens in the loss, whose normaliser is the sum of the weights."""
 
 
 def rationale_items(
@@ -151,7 +153,7 @@ class SampleEncoder:
             example = item.example
             try:
                 clip = self._pool.decode(example.uri, self._adapter.spec, example.start_s, example.end_s)
-                return self._adapter.encode(clip, item.messages, item.answer)
+                return self._adapter.encode(clip, item.messages, item.answer, item.weight)
             except VideoError as error:
                 if example.id not in self.errors:
                     _LOG.warning("video left out id=%s code=%s error=%s", example.id, error.code, error)

@@ -45,6 +45,8 @@ class EncodedSample:
     """int64 [3]: temporal, height and width of the grid in patches."""
     second_per_grid_ts: float
     """Seconds between temporal patches: 2 / fps, to the 8 bits of a bfloat16."""
+    weight: float = 1.0
+    """Of each supervised token in the loss."""
 
     @property
     def num_supervised_tokens(self) -> int:
@@ -107,8 +109,8 @@ class ChatAdapter:
             "video_backend": clip.backend,
         }
 
-    def encode(self, clip: Clip, messages: Sequence[Message], answer: str | None = None) -> EncodedSample:
-        """The prompt about `clip`, followed by `answer` and the end token as supervised tokens if it is given."""
+    def encode(self, clip: Clip, messages: Sequence[Message], answer: str | None = None, weight: float = 1.0) -> EncodedSample:
+        """The prompt about `clip`, followed by `answer` and the end token as supervised tokens, of that `weight`, if it is given."""
         features = self.processor.video_processor(
             videos=[torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2)],
             do_sample_frames=False,
@@ -132,10 +134,12 @@ class ChatAdapter:
             pixel_values_PD=features["pixel_values_videos"],
             grid_thw=grid_thw,
             second_per_grid_ts=self.second_per_grid_ts(clip),
+            weight=weight,
         )
 
     def collate(self, samples: Sequence[EncodedSample], padding_side: Literal["left", "right"] = "right") -> dict[str, torch.Tensor]:
-        """Model keyword arguments for a batch of B samples, padded to the longest, and `labels` [B, L].
+        """Model keyword arguments for a batch of B samples, padded to the longest, and `labels` [B, L]; `token_weights` [B, L] if a sample
+        has another weight than 1.
 
         Padded on the right for training, on the left for generation, which goes on where all rows end.
         """
@@ -153,6 +157,8 @@ class ChatAdapter:
         }
         if "second_per_grid_ts" in self.processor.model_input_names:
             batch["second_per_grid_ts"] = torch.tensor([sample.second_per_grid_ts for sample in samples])
+        if any(sample.weight != 1.0 for sample in samples):
+            batch["token_weights"] = pad([torch.full_like(sample.labels_L, sample.weight, dtype=torch.float32) for sample in samples])
         return batch
 
     def vllm_prompt(self, clip: Clip, messages: Sequence[Message], answer_prefix: Sequence[int] = ()) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from rbft.config import OptimiserConfig, TrainingConfig
 from rbft.errors import TrainingError
 from rbft.models.parameter_groups import build_parameter_groups
-from rbft.training.loss import SupervisedLoss
+from rbft.training.loss import SupervisedLoss, supervised_totals
 from rbft.training.schedule import cosine_with_warmup
 
 
@@ -87,24 +88,48 @@ def check_rates(engine: Any, optimiser: OptimiserConfig) -> None:
             raise TrainingError(f"DeepSpeed lost the learning rate of parameter group {group.get('name')!r}; check training.deepspeed")
 
 
-def forward_backward(engine: Any, micro_batches: Sequence[dict[str, torch.Tensor]]) -> tuple[float, int]:
-    """Accumulate the gradient of the token mean over the global batch; the mean loss and the number of supervised tokens in it.
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one call of `forward_backward` found; the same on every rank."""
 
-    Every rank brings its micro-batches. DeepSpeed averages gradients over ranks, so each rank's summed loss is scaled by
-    world size / global number of supervised tokens. The optimiser step is taken by `engine.step()` inside, at the last micro-batch.
+    loss: float
+    """Mean over the global batch's supervised tokens, weighted if they are."""
+    num_tokens: int
+    """Supervised ones in the global batch."""
+    flags: tuple[float, ...]
+    """The largest of all ranks, of each flag that was given."""
+    is_finite: bool
+    """Whether the loss was finite on every rank. If not, the optimiser step has not been taken and the gradients are worthless."""
+
+
+def forward_backward(engine: Any, micro_batches: Sequence[dict[str, torch.Tensor]], flags: Sequence[float] = ()) -> StepOutcome:
+    """Accumulate the gradient of the token mean over the global batch, and take the optimiser step if its loss is finite on all ranks.
+
+    Every rank brings its micro-batches and its `flags`, as many of them everywhere: what one rank wants all to know, such as that it has
+    been told to stop. They travel with the loss, before the step and at no cost of their own.
+
+    DeepSpeed averages gradients over ranks, so each rank's summed loss is scaled by world size / global weight of the supervised tokens
+    (their number, unless they are weighted). The optimiser step is taken by the last `engine.step()`.
     """
     device = engine.device
-    num_tokens = torch.tensor(sum(int((batch["labels"][:, 1:] >= 0).sum()) for batch in micro_batches), dtype=torch.float64, device=device)
-    dist.all_reduce(num_tokens)
-    scale = dist.get_world_size() / max(1.0, float(num_tokens))
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in micro_batches:
-        loss = engine(**{name: value.to(device) for name, value in batch.items()})
+    totals = torch.tensor([supervised_totals(batch) for batch in micro_batches], dtype=torch.float64).sum(dim=0).to(device)
+    dist.all_reduce(totals)
+    num_tokens, weight = totals.tolist()
+    scale = dist.get_world_size() / (weight or 1.0)
+    here = torch.tensor([0.0, *flags], dtype=torch.float64, device=device)
+    for number, batch in enumerate(micro_batches, start=1):
+        loss = engine(**{name: value.to(device, non_blocking=True) for name, value in batch.items()})
         engine.backward(loss * scale, scale_wrt_gas=False)
+        here[0] += loss.detach().double()
+        if number < len(micro_batches):
+            engine.step()
+    everywhere = [torch.empty_like(here) for _ in range(dist.get_world_size())]
+    dist.all_gather(everywhere, here)
+    found = torch.stack(everywhere).cpu()
+    is_finite = bool(found[:, 0].isfinite().all())
+    if is_finite:
         engine.step()
-        total += loss.detach().double()
-    dist.all_reduce(total)
-    return float(total) / max(1.0, float(num_tokens)), int(num_tokens)
+    return StepOutcome(float(found[:, 0].sum()) / (weight or 1.0), int(num_tokens), tuple(found[:, 1:].amax(dim=0).tolist()), is_finite)
 
 
 def whole_state_dict(engine: Any) -> dict[str, torch.Tensor] | None:

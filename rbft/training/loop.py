@@ -61,16 +61,16 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
         started = time.monotonic()
         for step, batch in enumerate(feed, first_step):
             rates = set_rates(engine, step, len(batches), spec.optimiser.warmup_ratio)
-            loss, num_tokens = forward_backward(engine, batch.micro_batches)
+            outcome = forward_backward(engine, batch.micro_batches)
             elapsed_s = time.monotonic() - started
             steps_done = step + 1
             scalars = {
                 "step": steps_done,
                 "num_steps": len(batches),
                 "epoch": steps_done * spec.epochs / len(batches),
-                "loss": loss,
+                "loss": outcome.loss,
                 "grad_norm": float(engine.get_global_grad_norm() or 0.0),
-                "supervised_tokens": num_tokens,
+                "supervised_tokens": outcome.num_tokens,
                 "samples_per_s": (steps_done - first_step) * training.global_batch_size / elapsed_s,
                 "data_wait_s": batch.waited_s,
                 "elapsed_s": elapsed_s,

@@ -94,11 +94,11 @@ def one_step(model: Path, training: TrainingConfig, items: list[TrainingItem | N
 
     engine.step = step_with_a_look
     rates = set_rates(engine, 1, 4, 0.25)
-    loss, num_tokens = forward_backward(engine, micro_batches)
+    outcome = forward_backward(engine, micro_batches)
     weights = whole_state_dict(engine)
     result = {
-        "loss": loss,
-        "num_tokens": num_tokens,
+        "loss": outcome.loss,
+        "num_tokens": outcome.num_tokens,
         "num_tokens_here": sum(sample.num_supervised_tokens for sample in samples),
         "gradients": gradients,
         "rates": rates,
