@@ -5,6 +5,9 @@ PYTHON := .venv/bin/python
 # Child processes (Ray's workers, a job's bare `python`, ninja) must find the environment first.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
+# Side by side, a file at a time; those on real engines need the machine to themselves.
+UNIT_TESTS := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile --ignore tests/integration
+
 .PHONY: help setup demo serve test test-full check bench base gates evidence clean
 
 help:  ## list these targets
@@ -20,10 +23,12 @@ serve: setup  ## the endpoint on the demo's model
 	$(PYTHON) -m serve --config configs/miniature.yaml
 
 test: setup  ## unit tests, then integration tests on real engines
-	$(PYTHON) -m pytest
+	$(UNIT_TESTS)
+	$(PYTHON) -m pytest tests/integration
 
 test-full: setup  ## also the slow ones: kill matrices, every recipe
-	$(PYTHON) -m pytest -m "slow or not slow"
+	$(UNIT_TESTS) -m "slow or not slow"
+	$(PYTHON) -m pytest -m "slow or not slow" tests/integration
 
 check: setup  ## lint, format, types, import direction
 	ruff check .

@@ -19,10 +19,11 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import pyarrow as pa
 
 from ray_jobs.engine_actor import EngineActor
@@ -71,6 +72,8 @@ class Outcome:
     num_videos: int
     num_tokens: int
     seconds: float
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    """Processor seconds by what they went into; of the job only."""
 
 
 class Contender(Protocol):
@@ -102,12 +105,15 @@ class Job:
         folder = Path(self._folders[round_])
         num_blocks = -(-len(self._case.examples) // self._case.config.engine.rows_per_block)
         folder.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
+        started, cpu_before = time.monotonic(), _cpu_s()
         (folder / "go").touch()
         _wait(lambda: len(list(folder.glob("parts/*.parquet"))) == num_blocks, lambda: self._failure)
         seconds = time.monotonic() - started
+        cpu_s: dict[str, float] = {}
+        for (kind, pid), after in _cpu_s().items():
+            cpu_s[kind] = cpu_s.get(kind, 0.0) + after - cpu_before.get((kind, pid), 0.0)
         table = rows.read_parts(str(folder), rationale_schema())
-        return Outcome(len(table), sum(table["num_tokens"].to_pylist()), seconds)
+        return Outcome(len(table), sum(table["num_tokens"].to_pylist()), seconds, cpu_s)
 
     def close(self) -> None:
         self._thread.join(60)
@@ -306,6 +312,16 @@ class OneByOneHF:
 
     def close(self) -> None:
         self._model = None
+
+
+def _cpu_s() -> dict[tuple[str, int], float]:
+    """(What it does, process) -> processor seconds so far, of the job's driver and of its actor with all it started."""
+    own = psutil.Process()
+    actors = [process for process in own.children(recursive=True) if "PatientActor" in process.name() + " ".join(process.cmdline())]
+    processes = [("driver", own), *(("actor", actor) for actor in actors)]
+    for child in (child for actor in actors for child in actor.children(recursive=True)):
+        processes.append(("decoders" if "rbft.video.child" in child.cmdline() else "engine", child))
+    return {(kind, process.pid): sum(process.cpu_times()[:2]) for kind, process in processes}
 
 
 def _greedy(case: Case, adapter: ChatAdapter) -> Any:

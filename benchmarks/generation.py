@@ -162,7 +162,15 @@ def _table(size: str, rounds: dict[str, list[Outcome]]) -> str:
         median, low, high = _ratio(rounds, name)
         against = "" if name == "job" else f"{median:.2f} [{low:.2f}, {high:.2f}]"
         lines.append(f"| {name} | {videos:.2f} | {tokens:.0f} | {against} |")
-    return f"### {size}\n\n" + "\n".join(lines) + "\n"
+    return f"### {size}\n\n" + "\n".join(lines) + "\n\n" + _where_it_goes(rounds["job"]) + "\n"
+
+
+def _where_it_goes(outcomes: Sequence[Outcome]) -> str:
+    total = sum(sum(outcome.cpu_s.values()) for outcome in outcomes)
+    shares = {kind: sum(outcome.cpu_s.get(kind, 0.0) for outcome in outcomes) / total for kind in outcomes[0].cpu_s}
+    by_size = sorted(shares.items(), key=lambda each: -each[1])
+    busy = total / sum(outcome.seconds for outcome in outcomes)
+    return f"The job keeps {busy:.2f} cores busy: " + ", ".join(f"{kind} {share:.0%}" for kind, share in by_size) + "."
 
 
 def _page(measured: dict[str, dict[str, list[Outcome]]]) -> str:
