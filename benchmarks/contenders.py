@@ -19,6 +19,7 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -316,12 +317,15 @@ class OneByOneHF:
 
 def _cpu_s() -> dict[tuple[str, int], float]:
     """(What it does, process) -> processor seconds so far, of the job's driver and of its actor with all it started."""
-    own = psutil.Process()
-    actors = [process for process in own.children(recursive=True) if "PatientActor" in process.name() + " ".join(process.cmdline())]
-    processes = [("driver", own), *(("actor", actor) for actor in actors)]
-    for child in (child for actor in actors for child in actor.children(recursive=True)):
-        processes.append(("decoders" if "rbft.video.child" in child.cmdline() else "engine", child))
-    return {(kind, process.pid): sum(process.cpu_times()[:2]) for kind, process in processes}
+    spent = {("driver", os.getpid()): sum(psutil.Process().cpu_times()[:2])}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it may be ending
+            if "PatientActor" not in " ".join(process.cmdline()):
+                continue
+            for each in (process, *process.children(recursive=True)):
+                kind = "actor" if each == process else "decoders" if "rbft.video.child" in each.cmdline() else "engine"
+                spent[kind, each.pid] = sum(each.cpu_times()[:2])
+    return spent
 
 
 def _greedy(case: Case, adapter: ChatAdapter) -> Any:
