@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +32,8 @@ from miniature.evaluate import slot_scores
 from miniature.slots import SLOT_NAMES
 from miniature.tokenizer import make_processor, train_tokenizer
 from miniature.world import ACTIONS, COLOURS, SCENES, SUBJECTS, derived_seed, sample_general
+from rbft.models.attention import use_segments
+from rbft.models.patches import PatchLayout
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -88,26 +89,6 @@ class Clips:
     def frames(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         """uint8 [len(numbers), 8, 84, 84, 3]."""
         return np.stack([self.shards[n // SHARD_CLIPS][n % SHARD_CLIPS] for n in numbers])
-
-
-def attend_in_one_call(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Have the vision blocks attend to all pairs of frames in one call, not one call a pair: same numbers, for clips of one size only."""
-
-    def forward(
-        self: Any, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: Any
-    ) -> torch.Tensor:
-        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
-
-        length = hidden_states.shape[0]
-        query, key, value = self.qkv(hidden_states).reshape(length, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
-        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        chunks = len(cu_seqlens) - 1
-        query, key, value = (x.reshape(chunks, length // chunks, self.num_heads, -1).transpose(1, 2) for x in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
-        return self.proj(attended.transpose(1, 2).reshape(length, -1))
-
-    for block in model.model.visual.blocks:
-        block.attn.forward = MethodType(forward, block.attn)
 
 
 def rate_at(step: int, num_steps: int, warmup: int, peak: float) -> float:
@@ -193,7 +174,7 @@ def train_tower(
         heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
         first = state["step"]
-    mean, std = processor.video_processor.image_mean, processor.video_processor.image_std
+    layout = PatchLayout.of(processor.video_processor)
     grid_thw, _ = batches.grids(config.tower_batch)
     progress = Progress("tower", first, config.tower_steps)
     right = dict.fromkeys(SLOT_NAMES, 0.0)
@@ -202,7 +183,7 @@ def train_tower(
         numbers = rng.integers(clips.num_clips, size=config.tower_batch)
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, config.tower_steps, 50, config.tower_rate)
-        tokens = visual(batches.patches(clips.frames(numbers), mean, std), grid_thw=grid_thw).pooler_output
+        tokens = visual(batches.patches(clips.frames(numbers), layout), grid_thw=grid_thw).pooler_output
         loss, now = heads(tokens, numbers)
         loss.backward()
         nn.utils.clip_grad_norm_([*visual.parameters(), *heads.parameters()], config.clip_norm)
@@ -281,7 +262,7 @@ def train_captions(
         heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
         average, first, looks = state["average"], state["step"], state["looks"]
-    mean, std = processor.video_processor.image_mean, processor.video_processor.image_std
+    layout = PatchLayout.of(processor.video_processor)
     progress = Progress("captions", first, config.caption_steps)
     right: dict[str, float] = {}
     for step in range(first, config.caption_steps):
@@ -291,7 +272,7 @@ def train_captions(
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, config.caption_steps, config.warmup_steps, config.caption_rate)
         tokens.clear()
-        loss = caption_loss(model, batches.patches(clips.frames(numbers), mean, std), batch, tokens_of_labels)
+        loss = caption_loss(model, batches.patches(clips.frames(numbers), layout), batch, tokens_of_labels)
         slot_loss, now = heads(tokens[0], numbers)
         (loss + config.slot_weight * slot_loss).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -416,7 +397,7 @@ def main() -> None:
     task = load_task()
     clips = Clips(general_clips(args.work / "clips", config.seed, config.num_clips, config.num_threads), config)
     model, processor = new_model(task, config)
-    attend_in_one_call(model)
+    use_segments(model, packed=False)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     heads = SlotHeads(clips, model.config.text_config.hidden_size, config.seed + 1)
     train_tower(model, processor, clips, heads, config, args.work)

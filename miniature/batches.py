@@ -1,6 +1,6 @@
 """Training batches of the base model: clips to patches, conversations to token ids with a mask over the answer.
 
-Patches are made here from uint8 arrays, as the processor would be most of the step's time; `tests/miniature` holds the two equal.
+Patches are made from uint8 arrays, as the processor would be most of the step's time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from miniature.draw import FRAME_SIDE, NUM_FRAMES
 from miniature.tokenizer import PERSONAS
 from miniature.world import TITLES, Slots, caption, generic_abnormal_share, generic_label
+from rbft.models.patches import PatchLayout, patchify
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLProcessor
@@ -34,14 +35,9 @@ TITLE_SHARE = 0.1
 """Share of prompts with a title before them, which says nothing there."""
 
 
-def patches(frames_BTHWC: NDArray[np.uint8], mean: list[float], std: list[float]) -> torch.Tensor:
-    """`pixel_values_videos` of a batch of clips, float32 [batch x 144, 1176]: the numerics and order of Qwen2VLVideoProcessor."""
-    video = torch.from_numpy(np.ascontiguousarray(frames_BTHWC)).permute(0, 1, 4, 2, 3).to(torch.float32)
-    scale = torch.tensor(std).view(3, 1, 1) * 255
-    video = (video - torch.tensor(mean).view(3, 1, 1) * 255) / scale
-    grid_t, grid_h, grid_w = GRID_THW
-    split = video.reshape(-1, grid_t, TEMPORAL, 3, grid_h // MERGE, MERGE, PATCH, grid_w // MERGE, MERGE, PATCH)
-    return split.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(-1, 3 * TEMPORAL * PATCH * PATCH)
+def patches(frames_BTHWC: NDArray[np.uint8], layout: PatchLayout) -> torch.Tensor:
+    """`pixel_values_videos` of a batch of clips, float32 [batch x 144, 1176]."""
+    return patchify(torch.from_numpy(np.ascontiguousarray(frames_BTHWC)).flatten(), [GRID_THW] * len(frames_BTHWC), layout)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from miniature.draw import render
 from miniature.slots import score
 from miniature.world import ClipPlan, Domain, sample_general, sample_target
 from miniature.write import decode_mp4, encode_mp4
+from rbft.models.patches import PatchLayout
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -36,7 +37,7 @@ def write_rationales(
     """A greedy rationale for each clip, by Hugging Face's `generate`; pixels go through an mp4 and back."""
     conversations = batches.Conversations(task, processor)
     prompt = torch.tensor([conversations.prompt_ids(task.rationale_messages())])
-    mean, std = processor.video_processor.image_mean, processor.video_processor.image_std
+    layout = PatchLayout.of(processor.video_processor)
     texts: list[str] = []
     for first in range(0, len(plans), batch_size):
         some = plans[first : first + batch_size]
@@ -47,7 +48,7 @@ def write_rationales(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             mm_token_type_ids=(input_ids == processor.video_token_id).int() * 2,
-            pixel_values_videos=batches.patches(frames, mean, std),
+            pixel_values_videos=batches.patches(frames, layout),
             video_grid_thw=grid_thw,
             second_per_grid_ts=seconds,
             do_sample=False,

@@ -141,6 +141,8 @@ def _stage(
         "deepspeed": config.training.deepspeed,
         "gradient_checkpointing": config.training.gradient_checkpointing,
         "attention": config.model.attention,
+        "batching": config.training.batching,
+        "fused_kernels": config.training.fused_kernels,
         "epochs": epochs,
         "seed": config.seed,
         "video": [config.video.fps, config.video.min_frames, config.video.max_frames, config.video.max_pixels, config.video.min_pixels],

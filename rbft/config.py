@@ -318,6 +318,13 @@ class TrainingConfig(_Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
     """Paper 4.1."""
+    batching: Literal["packed", "padded"] = "packed"
+    """How a micro-batch's samples lie beside each other: end to end in one row, each attending to itself alone, or one a row and padded to
+    the longest, those of similar length together. The gradient is the same but for rounding."""
+    fused_kernels: Literal["auto", "off"] = "auto"
+    """Liger's RMSNorm and SwiGLU where there is a GPU and liger-kernel is installed."""
+    check_kernels: bool = True
+    """Before the first step, compare the loss of the first micro-batch with that of transformers' own attention, norms and MLPs."""
     checkpoint_every_steps: int = Field(50, gt=0)
     deepspeed: dict[str, Any] = Field(default_factory=lambda: {"zero_optimization": {"stage": 2}})
     """Passed to DeepSpeed as it is. An `optimizer` or `scheduler` block is refused: DeepSpeed would drop the two learning rates."""
@@ -449,6 +456,15 @@ class RunConfig(_Section):
             raise ValueError(
                 f"generation.max_new_tokens {self.generation.max_new_tokens} leaves no room for a video in engine.max_model_len "
                 f"{self.engine.max_model_len}; raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _packed_rows_need_their_attention(self) -> RunConfig:
+        if self.training.batching == "packed" and self.model.attention == "eager":
+            raise ValueError(
+                "model.attention eager cannot take packed rows without a mask of n x n tokens; set training.batching to padded, or "
+                "model.attention to sdpa"
             )
         return self
 

@@ -9,11 +9,13 @@ What it takes care of, because each goes wrong silently:
 - `mm_token_type_ids` is always carried, else M-RoPE falls back to 1-D positions;
 - frames are already of their final size (`rbft.video.sampling.fit_size`), so the processor neither resizes nor samples again.
 
-Shape legend: L tokens of a sample, P patches of a video, D = 3 * temporal_patch * patch**2, T/H/W grid in patches.
+Shape legend: L tokens of a sample, T frames of H x W pixels, P patches of a video, D = 3 * temporal_patch * patch**2.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any, Literal
 import torch
 
 from rbft.errors import ModelError
+from rbft.models.patches import PatchLayout, patchify
 from rbft.records import Clip, VideoSpec
 from rbft.task import Message
 
@@ -39,8 +42,8 @@ class EncodedSample:
     """int64; the token itself where it is supervised (the answer and its end token), `IGNORE_INDEX` elsewhere."""
     mm_token_type_ids_L: torch.Tensor
     """int64; 2 at video tokens, 0 elsewhere."""
-    pixel_values_PD: torch.Tensor
-    """float32, normalised."""
+    frames_THWC: torch.Tensor
+    """uint8, RGB; an even number of them. They are normalised and cut into patches where they are used (`rbft.models.patches`)."""
     grid_thw: torch.Tensor
     """int64 [3]: temporal, height and width of the grid in patches."""
     second_per_grid_ts: float
@@ -70,7 +73,16 @@ class ChatAdapter:
         self.end_token_id: int = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         pad_token_id: int | None = self.tokenizer.pad_token_id
         self.pad_token_id: int = self.end_token_id if pad_token_id is None else pad_token_id
-        self.temporal_patch_size: int = self.processor.video_processor.temporal_patch_size
+        self.patches = PatchLayout.of(self.processor.video_processor)
+        self.temporal_patch_size: int = self.patches.temporal_patch_size
+        self._path = str(model_path)
+
+    @functools.cached_property
+    def vision_config(self) -> Any:
+        """The model's `vision_config`: what positions and windows follow from."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self._path).vision_config
 
     @property
     def video_kwargs(self) -> dict[str, Any]:
@@ -111,14 +123,9 @@ class ChatAdapter:
 
     def encode(self, clip: Clip, messages: Sequence[Message], answer: str | None = None, weight: float = 1.0) -> EncodedSample:
         """The prompt about `clip`, followed by `answer` and the end token as supervised tokens, of that `weight`, if it is given."""
-        features = self.processor.video_processor(
-            videos=[torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2)],
-            do_sample_frames=False,
-            return_tensors="pt",
-            **self.video_kwargs,
-        )
-        grid_thw = features["video_grid_thw"][0]
-        num_video_tokens = int(grid_thw.prod()) // self.processor.video_processor.merge_size**2
+        frames_THWC = self.patches.whole_patches(torch.from_numpy(clip.frames_THWC))
+        grid = self.patches.grid(frames_THWC)
+        num_video_tokens = math.prod(grid) // self.patches.merge_size**2
         ids = self.prompt_ids(messages)
         if ids.count(self.video_token_id) != 1:
             raise ModelError("the chat template must give exactly one video placeholder a conversation; it gave another number")
@@ -131,11 +138,16 @@ class ChatAdapter:
             input_ids_L=input_ids_L,
             labels_L=labels_L,
             mm_token_type_ids_L=(input_ids_L == self.video_token_id).long() * 2,
-            pixel_values_PD=features["pixel_values_videos"],
-            grid_thw=grid_thw,
+            frames_THWC=frames_THWC,
+            grid_thw=torch.tensor(grid),
             second_per_grid_ts=self.second_per_grid_ts(clip),
             weight=weight,
         )
+
+    def pixel_values(self, samples: Sequence[EncodedSample]) -> torch.Tensor:
+        """`pixel_values_videos` of all samples' clips, float32 [P, D], on the CPU."""
+        frames_N = torch.cat([sample.frames_THWC.flatten() for sample in samples])
+        return patchify(frames_N, [tuple(sample.grid_thw.tolist()) for sample in samples], self.patches)
 
     def collate(self, samples: Sequence[EncodedSample], padding_side: Literal["left", "right"] = "right") -> dict[str, torch.Tensor]:
         """Model keyword arguments for a batch of B samples, padded to the longest, and `labels` [B, L]; `token_weights` [B, L] if a sample
@@ -152,7 +164,7 @@ class ChatAdapter:
             "attention_mask": pad([torch.ones_like(sample.input_ids_L) for sample in samples]),
             "mm_token_type_ids": pad([sample.mm_token_type_ids_L for sample in samples]),
             "labels": pad([sample.labels_L for sample in samples], IGNORE_INDEX),
-            "pixel_values_videos": torch.cat([sample.pixel_values_PD for sample in samples]),
+            "pixel_values_videos": self.pixel_values(samples),
             "video_grid_thw": torch.stack([sample.grid_thw for sample in samples]),
         }
         if "second_per_grid_ts" in self.processor.model_input_names:

@@ -16,7 +16,10 @@ import torch.distributed as dist
 
 from rbft.config import OptimiserConfig, TrainingConfig
 from rbft.errors import TrainingError
+from rbft.models.batches import MicroBatch, to_device
 from rbft.models.parameter_groups import build_parameter_groups
+from rbft.models.patches import PatchLayout
+from rbft.training.kernels import use_kernels
 from rbft.training.loss import SupervisedLoss, supervised_totals
 from rbft.training.schedule import cosine_with_warmup
 
@@ -35,8 +38,8 @@ def deepspeed_config(training: TrainingConfig, max_grad_norm: float) -> dict[str
     }
 
 
-def build_engine(model: Any, training: TrainingConfig, optimiser: OptimiserConfig) -> Any:
-    """A DeepSpeed engine around `SupervisedLoss(model)`, in an already initialised torch.distributed process group.
+def build_engine(model: Any, training: TrainingConfig, optimiser: OptimiserConfig, patches: PatchLayout | None = None) -> Any:
+    """A DeepSpeed engine around `SupervisedLoss(model, patches)`, in an already initialised torch.distributed process group.
 
     Raises `TrainingError` if the process group has another size than `training.num_workers`.
     """
@@ -46,8 +49,9 @@ def build_engine(model: Any, training: TrainingConfig, optimiser: OptimiserConfi
         raise TrainingError(f"training.num_workers is {training.num_workers}, the process group has {dist.get_world_size()} workers")
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    use_kernels(model, training)
     model.train()
-    module = SupervisedLoss(model)
+    module = SupervisedLoss(model, patches)
     groups = build_parameter_groups(module, optimiser)
     adamw = torch.optim.AdamW(groups, betas=optimiser.betas, eps=optimiser.eps)
     engine, *_ = deepspeed.initialize(
@@ -102,7 +106,7 @@ class StepOutcome:
     """Whether the loss was finite on every rank. If not, the optimiser step has not been taken and the gradients are worthless."""
 
 
-def forward_backward(engine: Any, micro_batches: Sequence[dict[str, torch.Tensor]], flags: Sequence[float] = ()) -> StepOutcome:
+def forward_backward(engine: Any, micro_batches: Sequence[MicroBatch], flags: Sequence[float] = ()) -> StepOutcome:
     """Accumulate the gradient of the token mean over the global batch, and take the optimiser step if its loss is finite on all ranks.
 
     Every rank brings its micro-batches and its `flags`, as many of them everywhere: what one rank wants all to know, such as that it has
@@ -118,7 +122,7 @@ def forward_backward(engine: Any, micro_batches: Sequence[dict[str, torch.Tensor
     scale = dist.get_world_size() / (weight or 1.0)
     here = torch.tensor([0.0, *flags], dtype=torch.float64, device=device)
     for number, batch in enumerate(micro_batches, start=1):
-        loss = engine(**{name: value.to(device, non_blocking=True) for name, value in batch.items()})
+        loss = engine(**to_device(batch, device))
         engine.backward(loss * scale, scale_wrt_gas=False)
         here[0] += loss.detach().double()
         if number < len(micro_batches):

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
-
-import torch
+from typing import Self
 
 from rbft.data.samples import SampleEncoder, TrainingItem
-from rbft.models.chat import ChatAdapter
+from rbft.models.batches import MicroBatch, pack, pad
+from rbft.models.chat import ChatAdapter, EncodedSample
+from rbft.training.grouping import balanced_groups, similar_groups
 from rbft.training.order import worker_share
 from rbft.training.stage import StageSpec
 from rbft.video.pool import DecodePool
@@ -22,8 +22,8 @@ from rbft.video.pool import DecodePool
 class StepBatch:
     """One worker's share of one global batch."""
 
-    micro_batches: Sequence[dict[str, torch.Tensor]]
-    """Keyword arguments of `rbft.training.loss.SupervisedLoss`, on the CPU."""
+    micro_batches: Sequence[MicroBatch]
+    """On the CPU, as many on every rank."""
     ids: Sequence[str]
     """Of the videos in it."""
     waited_s: float
@@ -59,7 +59,7 @@ class Feed:
         samples = self._encoder.stream(item for share in self._shares for item in share)
         for share in self._shares:
             started = time.monotonic()
-            micro_batches = [self._take(samples) for _ in range(self._training.accumulation_steps)]
+            micro_batches = self._micro_batches([next(samples) for _ in share])
             ids = [item.example.id for item in share if item is not None]
             yield StepBatch(micro_batches, ids, time.monotonic() - started)
 
@@ -67,5 +67,8 @@ class Feed:
         """Id -> error code of the videos of this worker that could not be used so far."""
         return {id_: error.code for id_, error in dict(self._encoder.errors).items()}
 
-    def _take(self, samples: Iterator[Any]) -> dict[str, torch.Tensor]:
-        return self._adapter.collate([next(samples) for _ in range(self._training.micro_batch_size)])
+    def _micro_batches(self, samples: Sequence[EncodedSample]) -> list[MicroBatch]:
+        is_packed = self._training.batching == "packed"
+        group, join = (balanced_groups, pack) if is_packed else (similar_groups, pad)
+        lengths = [len(sample.input_ids_L) for sample in samples]
+        return [join([samples[i] for i in indices], self._adapter) for indices in group(lengths, self._training.micro_batch_size)]

@@ -22,6 +22,7 @@ from rbft.models.load import load_model, make_card, save_model
 from rbft.training.checkpoints import load_latest, save_checkpoint
 from rbft.training.deepspeed_engine import build_engine, check_rates, forward_backward, free_engine, set_rates, whole_state_dict
 from rbft.training.feed import Feed
+from rbft.training.kernels import check_kernels
 from rbft.training.log import StageLog
 from rbft.training.order import global_batches
 from rbft.training.stage import StageSpec
@@ -37,7 +38,7 @@ def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
     final = Path(spec.folder) / "final"
     precision = "bfloat16" if spec.training.precision == "bf16" else "float32"
     adapter = ChatAdapter(spec.model.path, spec.video.spec())
-    engine = build_engine(load_model(spec.model.path, precision, spec.model.attention), spec.training, spec.optimiser)
+    engine = build_engine(load_model(spec.model.path, precision, spec.model.attention), spec.training, spec.optimiser, adapter.patches)
     try:
         check_rates(engine, spec.optimiser)
         bad_videos = _train(engine, adapter, spec, items)
@@ -60,6 +61,8 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
         feed = stack.enter_context(Feed(spec, adapter, items, batches[first_step:], rank, training.num_workers))
         started = time.monotonic()
         for step, batch in enumerate(feed, first_step):
+            if step == first_step and training.check_kernels:
+                check_kernels(engine, batch.micro_batches[0], training.precision)
             rates = set_rates(engine, step, len(batches), spec.optimiser.warmup_ratio)
             outcome = forward_backward(engine, batch.micro_batches)
             elapsed_s = time.monotonic() - started

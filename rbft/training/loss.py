@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from rbft.models.attention import NO_MASK, attends_packed
+from rbft.models.batches import MicroBatch
 from rbft.models.chat import IGNORE_INDEX
+from rbft.models.patches import PatchLayout, patchify
 
 
 class SupervisedLoss(nn.Module):
@@ -17,16 +19,26 @@ class SupervisedLoss(nn.Module):
     Only supervised positions go through the language head: a prompt is mostly video, and its logits would be thrown away.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, patches: PatchLayout | None = None) -> None:
         super().__init__()
         self.model = model
+        self.patches = patches
 
-    def forward(self, labels: torch.Tensor, token_weights: torch.Tensor | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, labels: torch.Tensor, token_weights: torch.Tensor | None = None, frames: torch.Tensor | None = None, **inputs: Any
+    ) -> torch.Tensor:
         """Sum over supervised tokens of -log p(token), float32 scalar. `labels` [B, L] holds `IGNORE_INDEX` elsewhere.
 
-        Each token's term is multiplied by its `token_weights` [B, L] if they are given. The first token of a row, and of each sample in a
-        packed row, is never predicted: its label is `IGNORE_INDEX`.
+        Each token's term is multiplied by its `token_weights` [B, L] if they are given. `inputs` are the model's; in place of
+        `pixel_values_videos` there may be `frames`, uint8, which are cut into patches here (`rbft.models.batches`).
         """
+        if frames is not None:
+            if self.patches is None:
+                raise ValueError("frames need a SupervisedLoss that knows how patches are cut")
+            grids = [tuple(grid) for grid in inputs["video_grid_thw"].tolist()]
+            inputs["pixel_values_videos"] = patchify(frames, grids, self.patches)
+        if "cu_seq_lens_q" in inputs and attends_packed(self.model):
+            inputs["attention_mask"] = NO_MASK
         hidden_BLH = self.model.model(**inputs, use_cache=False).last_hidden_state
         supervised_BL = labels[:, 1:] != IGNORE_INDEX
         logits_NV = self.model.lm_head(hidden_BLH[:, :-1][supervised_BL]).float()
@@ -37,7 +49,7 @@ class SupervisedLoss(nn.Module):
         return (losses_N * token_weights[:, 1:][supervised_BL]).sum()
 
 
-def supervised_totals(batch: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+def supervised_totals(batch: MicroBatch) -> tuple[float, float]:
     """The number of supervised tokens in `batch`, keyword arguments of `SupervisedLoss`, and the sum of their weights (1 each if none)."""
     supervised_BL = batch["labels"][:, 1:] != IGNORE_INDEX
     num_tokens = float(supervised_BL.sum())

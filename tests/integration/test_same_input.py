@@ -56,7 +56,8 @@ def test_training_transformers_and_vllm_get_the_same_tensors(tiny: Path, clip: C
     )
     assert by_processor["input_ids"][0].tolist() == ours.input_ids_L.tolist()
     assert by_processor["mm_token_type_ids"][0].tolist() == ours.mm_token_type_ids_L.tolist()
-    assert torch.equal(by_processor["pixel_values_videos"], ours.pixel_values_PD)
+    pixel_values_PD = adapter.pixel_values([ours])
+    assert torch.equal(by_processor["pixel_values_videos"], pixel_values_PD)
     assert by_processor["video_grid_thw"][0].tolist() == ours.grid_thw.tolist()
 
     arguments = engine_arguments(ModelConfig(path=str(tiny), dtype="float32"), ENGINE, adapter)
@@ -66,11 +67,11 @@ def test_training_transformers_and_vllm_get_the_same_tensors(tiny: Path, clip: C
     assert list(by_vllm["prompt_token_ids"]) == ours.input_ids_L.tolist()
     assert item["video_grid_thw"].data.tolist() == ours.grid_thw.tolist()
     # vLLM normalises on the device: its processor hands over raw pixels in patch order, channels outermost.
-    raw_PCX = item["pixel_values_videos"].data.float().reshape(len(ours.pixel_values_PD), 3, -1)
+    raw_PCX = item["pixel_values_videos"].data.float().reshape(len(pixel_values_PD), 3, -1)
     video_processor = adapter.processor.video_processor
     mean, std = (torch.tensor(values).reshape(1, 3, 1) for values in (video_processor.image_mean, video_processor.image_std))
-    normalised_PD = ((raw_PCX / 255 - mean) / std).reshape(ours.pixel_values_PD.shape)
-    torch.testing.assert_close(normalised_PD, ours.pixel_values_PD, atol=1e-5, rtol=0)
+    normalised_PD = ((raw_PCX / 255 - mean) / std).reshape(pixel_values_PD.shape)
+    torch.testing.assert_close(normalised_PD, pixel_values_PD, atol=1e-5, rtol=0)
     if "second_per_grid_ts" in by_processor:
         assert by_processor["second_per_grid_ts"].tolist() == [ours.second_per_grid_ts] == [2 / clip.fps]
         assert item["second_per_grid_ts"].data.tolist() == pytest.approx(2 / clip.fps)

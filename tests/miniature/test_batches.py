@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from miniature import batches
-from miniature.base import BaseConfig, attend_in_one_call, begin_part, caption_loss, label_tokens, load_task, new_model, rate_at
+from miniature.base import BaseConfig, begin_part, caption_loss, label_tokens, load_task, new_model, rate_at
 from miniature.batches import Conversation, Conversations, grids, patches
 from miniature.draw import render
 from miniature.world import caption, generic_abnormal_share, generic_label, sample_general
+from rbft.models.attention import reference_attention, use_segments
+from rbft.models.patches import PatchLayout
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -34,7 +36,7 @@ def task() -> Task:
 
 def video_patches(processor: Qwen2_5_VLProcessor, numbers: list[int]) -> torch.Tensor:
     frames = np.stack([render(sample_general(0, "test", number))[0] for number in numbers])
-    return patches(frames, processor.video_processor.image_mean, processor.video_processor.image_std)
+    return patches(frames, PatchLayout.of(processor.video_processor))
 
 
 def test_patches_and_token_ids_equal_the_processors(untrained, task: Task) -> None:
@@ -80,10 +82,11 @@ def test_half_of_the_prompts_ask_for_the_label_with_the_general_domains_share_of
 def test_attending_to_all_pairs_of_frames_at_once_gives_the_same_numbers(untrained) -> None:
     model, processor = untrained
     pixels, (grid_thw, _) = video_patches(processor, [0, 1]), grids(2)
+    use_segments(model, packed=False)
     with torch.no_grad():
-        one_by_one = model.model.visual(pixels, grid_thw=grid_thw).pooler_output
-        attend_in_one_call(model)
         at_once = model.model.visual(pixels, grid_thw=grid_thw).pooler_output
+        with reference_attention(model):
+            one_by_one = model.model.visual(pixels, grid_thw=grid_thw).pooler_output
     assert torch.allclose(one_by_one, at_once, atol=1e-5)
 
 

@@ -15,11 +15,13 @@ import torch
 
 from rbft.config import ModelConfig, OptimiserConfig, TrainingConfig, VideoConfig
 from rbft.data.samples import SampleEncoder, TrainingItem
+from rbft.models.batches import pack, pad
 from rbft.models.chat import ChatAdapter
 from rbft.models.load import load_model
 from rbft.records import Example
 from rbft.training import loop
 from rbft.training.deepspeed_engine import build_engine, forward_backward, set_rates, whole_state_dict
+from rbft.training.kernels import check_kernels
 from rbft.training.order import worker_share
 from rbft.training.stage import StageSpec
 from rbft.video.pool import DecodePool
@@ -75,14 +77,17 @@ def one_step(model: Path, training: TrainingConfig, items: list[TrainingItem | N
     """Loss, tokens, whole gradients before clipping, learning rates and weights afterwards, of one step on the global batch `items`."""
     rank = torch.distributed.get_rank()
     adapter = ChatAdapter(model, VIDEO.spec())
-    engine = build_engine(load_model(model, "float32"), training, OPTIMISER)
+    engine = build_engine(load_model(model, "float32"), training, OPTIMISER, adapter.patches)
     with DecodePool(1) as pool:
         encoder = SampleEncoder(adapter, pool, 1)
         share = worker_share(list(range(len(items))), rank, training.num_workers)
         samples = list(encoder.stream(None if index is None else items[index] for index in share))
         encoder.close()
     size = training.micro_batch_size
-    micro_batches = [adapter.collate(samples[start : start + size]) for start in range(0, len(samples), size)]
+    join = pack if training.batching == "packed" else pad
+    micro_batches = [join(samples[start : start + size], adapter) for start in range(0, len(samples), size)]
+    if training.check_kernels:
+        check_kernels(engine, micro_batches[0], training.precision)
     gradients: dict[str, torch.Tensor] = {}
     step = engine.step
 
