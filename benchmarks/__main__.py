@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import decode, demo, evidence, generation, repeatability, scale
+from benchmarks import decode, demo, evidence, generation, gpu_training, repeatability, scale
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "generation": generation.main,
     "decode": decode.main,
     "scale": scale.main,
     "repeatability": repeatability.main,
+    "gpu_training": gpu_training.main,
     "demo": lambda _: demo.main(),
     "evidence": lambda _: evidence.main(),
 }

@@ -103,14 +103,15 @@ def _by_length(
 @functools.lru_cache(maxsize=16)
 def _groups(boundaries: tuple[int, ...], device: torch.device) -> tuple[list[tuple[int, torch.Tensor | None]], torch.Tensor | None]:
     """(length, its tokens) of every length there is, and where each token then stands in the groups' outputs; None if nothing moves."""
-    edges = torch.tensor(boundaries)
-    starts, lengths = edges[:-1], edges.diff()
-    distinct = lengths.unique().tolist()
-    if len(distinct) == 1:
-        return [(distinct[0], None)], None
-    groups = [(length, (starts[lengths == length, None] + torch.arange(length)).flatten()) for length in distinct]
-    order_S = torch.cat([tokens for _, tokens in groups]).argsort()
-    return [(length, tokens.to(device)) for length, tokens in groups], order_S.to(device)
+    with torch.inference_mode(False):  # They are kept, and who trains later could not use tensors of inference.
+        edges = torch.tensor(boundaries)
+        starts, lengths = edges[:-1], edges.diff()
+        distinct = lengths.unique().tolist()
+        if len(distinct) == 1:
+            return [(distinct[0], None)], None
+        groups = [(length, (starts[lengths == length, None] + torch.arange(length)).flatten()) for length in distinct]
+        order_S = torch.cat([tokens for _, tokens in groups]).argsort()
+        return [(length, tokens.to(device)) for length, tokens in groups], order_S.to(device)
 
 
 _Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, bool, float], torch.Tensor]

@@ -9,23 +9,34 @@ Shape legend: B samples, L tokens of a row, N bytes of frames.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import pad as pad_sides
 from torch.nn.utils.rnn import pad_sequence
 
-from rbft.models.chat import IGNORE_INDEX, ChatAdapter, EncodedSample
+from rbft.models.chat import IGNORE_INDEX, EncodedSample
 from rbft.models.positions import rope_index
 
 MicroBatch = dict[str, Any]
 """Keyword arguments of `rbft.training.loss.SupervisedLoss`: tensors on the CPU, and plain ints where no device needs them."""
 
+
+class Sizes(Protocol):
+    """What is asked of a `rbft.models.chat.ChatAdapter`."""
+
+    @property
+    def vision_config(self) -> Any: ...
+
+    @property
+    def pad_token_id(self) -> int: ...
+
+
 _STAYS = "video_grid_thw"
 """Read as numbers on the host alone, which would have to wait for the device to get them back."""
 
 
-def pack(samples: Sequence[EncodedSample], adapter: ChatAdapter) -> MicroBatch:
+def pack(samples: Sequence[EncodedSample], adapter: Sizes) -> MicroBatch:
     """The samples in one row of L = the sum of their lengths, without padding and without a mask.
 
     `position_ids` [4, 1, L] are a row that restarts at 0 with every sample, from which transformers' own attention makes a block-diagonal
@@ -52,7 +63,7 @@ def pack(samples: Sequence[EncodedSample], adapter: ChatAdapter) -> MicroBatch:
     return batch | _vision(samples, adapter)
 
 
-def pad(samples: Sequence[EncodedSample], adapter: ChatAdapter) -> MicroBatch:
+def pad(samples: Sequence[EncodedSample], adapter: Sizes) -> MicroBatch:
     """One sample a row, padded on the right to the longest; `position_ids` [3, B, L]."""
 
     def rows(values: list[torch.Tensor], padding: int = 0) -> torch.Tensor:
@@ -77,7 +88,7 @@ def to_device(batch: MicroBatch, device: torch.device | str) -> MicroBatch:
     }
 
 
-def _positions(sample: EncodedSample, adapter: ChatAdapter) -> torch.Tensor:
+def _positions(sample: EncodedSample, adapter: Sizes) -> torch.Tensor:
     """[3, L]"""
     vision = adapter.vision_config
     positions_3BL, _ = rope_index(
@@ -95,7 +106,7 @@ def _weights(sample: EncodedSample) -> torch.Tensor:
     return torch.full(sample.labels_L.shape, sample.weight)
 
 
-def _vision(samples: Sequence[EncodedSample], adapter: ChatAdapter) -> MicroBatch:
+def _vision(samples: Sequence[EncodedSample], adapter: Sizes) -> MicroBatch:
     """Frames, grids, and what transformers would work out of the grids on the device (`transformers.vision_utils`)."""
     grids = torch.stack([sample.grid_thw for sample in samples])
     return {

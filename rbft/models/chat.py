@@ -19,14 +19,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from rbft.errors import ModelError
 from rbft.models.patches import PatchLayout, patchify
 from rbft.records import Clip, VideoSpec
-from rbft.task import Message
+
+if TYPE_CHECKING:
+    from rbft.task import Message
 
 IGNORE_INDEX = -100
 """torch.nn.functional.cross_entropy's default: positions that are not supervised."""

@@ -10,15 +10,17 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rbft.config import TrainingConfig
 from rbft.errors import TrainingError
 from rbft.models.attention import reference_attention, use_segments
 from rbft.models.batches import MicroBatch, to_device
 from rbft.training.loss import supervised_totals
+
+if TYPE_CHECKING:
+    from rbft.config import TrainingConfig
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 """How far the losses a token may be apart. Rounding gave up to 1e-6 in fp32 and, at 7B-like depth, may give 1e-2 in bf16; a mask that leaks

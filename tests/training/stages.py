@@ -99,11 +99,13 @@ def one_step(model: Path, training: TrainingConfig, items: list[TrainingItem | N
 
     engine.step = step_with_a_look
     rates = set_rates(engine, 1, 4, 0.25)
-    outcome = forward_backward(engine, micro_batches)
+    outcome = forward_backward(engine, micro_batches, flags=(float(rank), 0.5))
     weights = whole_state_dict(engine)
     result = {
         "loss": outcome.loss,
         "num_tokens": outcome.num_tokens,
+        "flags": outcome.flags,
+        "is_finite": outcome.is_finite,
         "num_tokens_here": sum(sample.num_supervised_tokens for sample in samples),
         "gradients": gradients,
         "rates": rates,

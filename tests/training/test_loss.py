@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rbft.models.batches import pack, pad
 from rbft.models.chat import ChatAdapter
 from rbft.models.load import load_model
-from rbft.training.loss import SupervisedLoss
+from rbft.training.loss import SupervisedLoss, supervised_totals
 from tests.samples import SPEC, TASK, random_clip
 
 
@@ -35,6 +37,17 @@ def test_it_is_the_loss_of_transformers_times_the_number_of_tokens(model: Any, a
         theirs = model(**batch).loss * num_tokens
     assert num_tokens == sum(len(answer) + 1 for answer in answers)  # one byte, one token
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-5)
+
+
+def test_each_token_has_its_samples_weight(model: Any, adapter: ChatAdapter) -> None:
+    samples = [adapter.encode(random_clip(), TASK.question_messages(), answer, weight) for answer, weight in (("normal", 0.5), ("no", 2.0))]
+    loss = SupervisedLoss(model, adapter.patches)
+    with torch.inference_mode():
+        alone = [loss(**adapter.collate([replace(sample, weight=1.0)])) for sample in samples]
+        for batch in (adapter.collate(samples), pad(samples, adapter), pack(samples, adapter)):
+            torch.testing.assert_close(loss(**batch), 0.5 * alone[0] + 2.0 * alone[1], rtol=1e-5, atol=1e-5)
+            # "normal" and "no", a byte a token, and their ends
+            assert supervised_totals(batch) == (7 + 3, 0.5 * 7 + 2.0 * 3)
 
 
 def test_padding_and_samples_without_supervised_tokens_add_nothing(model: Any, adapter: ChatAdapter) -> None:
