@@ -121,6 +121,7 @@ def test_an_unknown_key_is_refused_with_its_path_and_what_was_meant(run_file: Pa
         ("data.fractions={training: 0.8, test: 0.2}", "fractions must be of"),
         ("engine.tensor_parallel_size=2", "set num_gpus to 2"),
         ("generation.max_new_tokens=40000", "leaves no room for a video"),
+        ("model.attention=eager", "set training.batching to padded, or model.attention to sdpa"),
         ("evaluation.systems=[rb-ft, rb-ft]", "systems must be distinct"),
         ("evaluation.systems=[]", "evaluation.systems: "),
         ("evaluation.systems=[rbft]", "evaluation.systems.0: "),

@@ -44,8 +44,8 @@ def fuse(model: Any) -> int:
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
     def norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        # "llama": the variance in float32, the product with the weight in the states' own type, as transformers does. Not in place, as
-        # gradient checkpointing reads the states again.
+        # "llama": the variance in float32, the product with the weight in the states' own type, as transformers does. Not in place, which
+        # would write the gradient over one that may have other readers.
         normed: torch.Tensor = LigerRMSNormFunction.apply(hidden_states, self.weight, self.variance_epsilon, 0.0, "llama", False)
         return normed
 
