@@ -66,9 +66,8 @@ def test_it_is_attention_under_a_block_diagonal_mask(lengths: list[int], is_caus
     mask = segment[:, None] == segment[None, :]
     if is_causal:
         mask &= torch.ones(total, total, dtype=torch.bool).tril()
-    plain = scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v)), attn_mask=mask, scale=0.3, enable_gqa=True).transpose(
-        0, 1
-    )
+    by_heads = [x.transpose(0, 1) for x in (q, k, v)]
+    plain = scaled_dot_product_attention(by_heads[0], by_heads[1], by_heads[2], attn_mask=mask, scale=0.3, enable_gqa=True).transpose(0, 1)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     weights = torch.randn_like(ours)
     for mine, theirs in zip(
