@@ -302,6 +302,34 @@ class StageOptimisers(_Section):
     classify: OptimiserConfig | None = None
 
 
+class ValidationConfig(_Section):
+    """Scoring videos of the manifest's `validation` split while stage 2 trains; never the test split's. Off by default, as the paper
+    trains one epoch and takes what comes out of it. `final` is then the model of the best validation, not of the last step."""
+
+    every_steps: int | None = Field(None, gt=0)
+    """Optimiser steps from one validation to the next; the last step is always one. Give this, or `every_epochs`, or none: off."""
+    every_epochs: float | None = Field(None, gt=0)
+    """The same in epochs, e.g. 0.25."""
+    max_videos: int = Field(256, gt=0)
+    """The first so many in an order drawn by the seed, the same each time."""
+    metric: Literal["macro_f1", "balanced_accuracy", "accuracy", "loss"] = "macro_f1"
+    """Which validation is the best: the first three by label likelihood, as evaluation does; "loss" is the labels' token mean."""
+    patience: int | None = Field(None, gt=0)
+    """Validations in a row that are no better than the best before them, after which the stage ends; None trains to the end."""
+
+    @property
+    def is_on(self) -> bool:
+        return self.every_steps is not None or self.every_epochs is not None
+
+    @model_validator(mode="after")
+    def _says_when(self) -> ValidationConfig:
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise ValueError("give every_steps or every_epochs, not both")
+        if self.patience is not None and not self.is_on:
+            raise ValueError("patience counts validations, and there are none; give every_steps or every_epochs too")
+        return self
+
+
 class TrainingConfig(_Section):
     num_workers: int = Field(8, gt=0)
     global_batch_size: int = Field(16, gt=0)
@@ -315,6 +343,17 @@ class TrainingConfig(_Section):
     classify: OptimiserConfig = OptimiserConfig()
     per_system: dict[str, StageOptimisers] = Field(default_factory=dict)
     """System without "@N" -> its own optimisers, in place of the two above: for a comparison in which each system has its best rates."""
+    validation: ValidationConfig = ValidationConfig()
+    """Beyond the paper; off by default."""
+    class_balance: Literal["none", "sampling", "loss"] = "none"
+    """Beyond the paper, for stage 2. "sampling": rare classes' videos stand in an epoch several times, so that all classes stand in it
+    equally often (an epoch grows). "loss": each video stands once, with a weight inversely proportional to its class's frequency, 1 in the
+    mean."""
+    replay_share: float = Field(0.0, ge=0, lt=1)
+    """Beyond the paper (readings, 27): the share of stage 2's samples that are rationales which stage 1 learned from, drawn by the seed, so
+    that the final model can still explain. They come on top of the labels, and each weighs in the loss as much as a label does."""
+    rationale_probe: int = Field(0, ge=0)
+    """Rationales of stage 1 whose loss is measured before and after stage 2: what stage 2 makes the model forget. 0 measures nothing."""
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
     """Paper 4.1."""

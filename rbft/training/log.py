@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rbft import storage
 
@@ -19,15 +21,18 @@ class StageLog:
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= first_step]
         storage.write_bytes(str(path), b"".join(line + b"\n" for line in kept))
+        self.losses = [float(json.loads(line)["loss"]) for line in kept]
+        """Of the steps before `first_step`."""
         self._lines = path.open("a")
         self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
-    def write(self, scalars: dict[str, float]) -> None:
-        self._lines.write(json.dumps(scalars) + "\n")
+    def write(self, line: Mapping[str, Any]) -> None:
+        """`line["step"]` is the step; what is no number goes to log.jsonl alone."""
+        self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        for name, value in scalars.items():
-            if name not in ("step", "num_steps"):
-                self._scalars.add_scalar(name, value, int(scalars["step"]))
+        for name, value in line.items():
+            if name not in ("step", "num_steps") and isinstance(value, int | float):
+                self._scalars.add_scalar(name, value, int(line["step"]))
 
     def close(self) -> None:
         self._lines.close()
