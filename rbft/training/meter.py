@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -97,10 +97,15 @@ class SampleSize:
     """Its video in patches."""
 
 
-def sample_sizes(batch: dict[str, torch.Tensor]) -> Sequence[SampleSize]:
-    """One a sample of `batch`, keyword arguments of `rbft.training.loss.SupervisedLoss`."""
-    lengths = batch["attention_mask"].sum(dim=1).tolist()
-    supervised = (batch["labels"] != IGNORE_INDEX).sum(dim=1).tolist()
+def sample_sizes(batch: Mapping[str, Any]) -> Sequence[SampleSize]:
+    """One a sample of `batch`, keyword arguments of `rbft.training.loss.SupervisedLoss`: packed end to end in one row, or one a row."""
+    supervised_BL = batch["labels"] != IGNORE_INDEX
+    if "cu_seq_lens_q" in batch:
+        lengths = batch["cu_seq_lens_q"].diff().tolist()
+        supervised = [int(part.sum()) for part in supervised_BL[0].split(lengths)]
+    else:
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        supervised = supervised_BL.sum(dim=1).tolist()
     grids: list[Any] = batch["video_grid_thw"].tolist()
     return [SampleSize(length, count, tuple(grid)) for length, count, grid in zip(lengths, supervised, grids, strict=True)]
 

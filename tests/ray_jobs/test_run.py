@@ -326,3 +326,64 @@ def test_rationales_none_of_which_pass_are_an_error(open_run: OpenRun) -> None:
     generate([open_run()])
     with pytest.raises(DataError, match="no training video has a rationale that passes the gates"):
         plan_stages(open_run("gates.profile=filter"))
+
+
+BEYOND = {
+    "class_balance": "training.class_balance=sampling",
+    "weights": "training.class_balance=loss",
+    "replay": "training.replay_share=0.25",
+    "validation": "training.validation={every_steps: 2, patience: 3}",
+    "probe": "training.rationale_probe=3",
+}
+
+
+@pytest.fixture
+def labelled_run(open_run: OpenRun, world: Path, tmp_path: Path) -> OpenRun:
+    """Opens a run with rationales of six training videos, one of which is "abnormal", and two validation videos."""
+    clips = sorted((world.parent / "clips").glob("*.mp4"))
+    kinds = [*[("normal", "train")] * 5, ("abnormal", "train"), ("normal", "validation"), ("abnormal", "validation"), ("normal", "test")]
+    path = annotations(tmp_path, *(f"v{i},{clip},{','.join(kind)}" for i, (clip, kind) in enumerate(zip(clips, kinds, strict=False))))
+
+    class OpenLabelled(OpenRun):
+        def __call__(self, *overrides: str) -> Run:
+            source = ("data.manifest=null", f"data.annotations={path}", "evaluation.systems=[direct-sft-1,rb-ft]")
+            return open_run(*source, *overrides)
+
+    opened = object.__new__(OpenLabelled)
+    write_rationales(opened(), num_bad=0)
+    generate([opened()])
+    return opened
+
+
+def test_what_goes_beyond_the_paper_makes_another_stage_two_of_it_and_leaves_all_others_as_they_are(labelled_run: OpenRun) -> None:
+    def fingerprints(*overrides: str) -> dict[str, str]:
+        return {planned.spec.name: planned.spec.fingerprint for planned in plan_stages(labelled_run(*overrides))}
+
+    plain = fingerprints()
+    both = {"direct-sft-1/classify", "rb-ft/classify"}
+    changed = {name: {stage for stage, each in fingerprints(override).items() if each != plain[stage]} for name, override in BEYOND.items()}
+    assert changed == {"class_balance": both, "weights": both, "replay": {"rb-ft/classify"}, "validation": both, "probe": set()}
+    other = fingerprints("training.validation={every_steps: 2, patience: 4}")
+    assert len({each["rb-ft/classify"] for each in (plain, other, *map(fingerprints, BEYOND.values()))}) == 6  # the probe changes nothing
+
+
+def test_stage_two_gets_what_it_is_asked_to_have(labelled_run: OpenRun) -> None:
+    def stage_two(*overrides: str) -> PlannedStage:
+        return {planned.spec.name: planned for planned in plan_stages(labelled_run(*overrides))}["rb-ft/classify"]
+
+    weighted = stage_two(BEYOND["weights"])
+    assert {(item.answer, round(item.weight, 3)) for item in weighted.items} == {("normal", 0.6), ("abnormal", 3.0)}
+    # A quarter of eight samples, and of thirteen once "abnormal" stands as often as "normal" does.
+    assert [(stage_two(BEYOND["replay"], *more).spec.num_replay) for more in ((), (BEYOND["class_balance"],))] == [2, 3]
+    replayed = stage_two(BEYOND["replay"], BEYOND["class_balance"])
+    assert len(replayed.items) == 9 and replayed.spec.classes == (*["normal"] * 5, "abnormal", None, None, None)
+    assert all(item.answer.startswith("dog ") for item in replayed.items[6:])
+    validated = stage_two(BEYOND["validation"])
+    assert {item.example.id for item in validated.spec.validation} == {"v6", "v7"}
+    assert len(stage_two(BEYOND["probe"]).spec.probe) == 3
+    assert (weighted.spec.lineage["class_balance"], replayed.spec.lineage["num_replay"]) == ("loss", 3)
+
+
+def test_validation_without_a_validation_split_is_refused(open_run: OpenRun) -> None:
+    with pytest.raises(DataError, match=r"no labelled video is in the split validation; give it a share"):
+        plan_stages(open_run("evaluation.systems=[direct-sft-1]", BEYOND["validation"]))

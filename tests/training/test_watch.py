@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import deepspeed
@@ -18,6 +19,7 @@ from rbft.data.samples import TrainingItem
 from rbft.errors import TrainingError
 from rbft.training import loop
 from rbft.training.checkpoints import complete_checkpoints
+from rbft.training.deepspeed_engine import build_engine
 from rbft.training.stage import StageSpec
 from rbft.training.watch import NUM_NEEDED, SpikeWatch
 from tests.training.stages import log_lines, make_items, make_stage, make_training
@@ -30,7 +32,7 @@ def poisoned_stages(stages: dict[str, tuple[StageSpec, list[TrainingItem]]]) -> 
     """Case -> what `run_stage` raised on this rank. In those named "gradient" rank 1's vision tower has a gradient of NaN at step 3."""
     found = {}
     for name, (spec, items) in stages.items():
-        poison = _poison_gradient if "gradient" in name else loop.build_engine
+        poison = _poison_gradient if "gradient" in name else build_engine
         with mock.patch.object(loop, "build_engine", poison):
             try:
                 loop.run_stage(spec, items)
@@ -40,8 +42,8 @@ def poisoned_stages(stages: dict[str, tuple[StageSpec, list[TrainingItem]]]) -> 
     return found
 
 
-def _poison_gradient(*arguments: object) -> deepspeed.DeepSpeedEngine:
-    engine = _build_engine(*arguments)
+def _poison_gradient(*arguments: Any) -> deepspeed.DeepSpeedEngine:
+    engine = build_engine(*arguments)
     backward, steps = engine.backward, iter(range(99))
 
     def poisoned_backward(loss: torch.Tensor, **others: object) -> None:
@@ -51,9 +53,6 @@ def _poison_gradient(*arguments: object) -> deepspeed.DeepSpeedEngine:
 
     engine.backward = poisoned_backward
     return engine
-
-
-_build_engine = loop.build_engine
 
 
 class _NanGradient(torch.autograd.Function):
