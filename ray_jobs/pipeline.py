@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray_jobs.command import main
@@ -14,13 +15,14 @@ from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, p
 from ray_jobs.generate import generate, read_rationales
 from ray_jobs.memory import PeakMemory
 from ray_jobs.progress import say
+from ray_jobs.rationale_check import check_rationales, report_section
 from ray_jobs.run import Run
 from ray_jobs.train import train
 from rbft import storage
 from rbft.errors import VideoError
 from rbft.evaluation.curves import read_curves
 from rbft.evaluation.report import write_report
-from rbft.evaluation.report_data import MAIN_SYSTEM, ReportData, choose_samples, report_data
+from rbft.evaluation.report_data import MAIN_SYSTEM, ReportData, ReportSection, choose_samples, report_data
 from rbft.evaluation.tables import difference_sentence, summary_json, table_text
 from rbft.records import Clip, Example, Prediction
 from rbft.video.pool import DecodePool
@@ -32,9 +34,10 @@ def job(run: Run) -> None:
             say(f"run {run.config.name}: {len(run.cohort())} training and {len(held_out(run))} {run.config.evaluation.split} videos")
         run_steps([run])
     run.note("peak_rss_bytes", max(memory.peak_bytes, run.fact("peak_rss_bytes", 0)))
+    checked = check_rationales(run)
     with run.timed("report"):
-        report = make_report(run)
-    summary = make_summary(run, report)
+        report = make_report(run, [report_section(checked)] if checked else [])
+    summary = make_summary(run, report) | ({"rationale_check": checked} if checked else {})
     storage.write_json(run.layout.summary, summary)
     print("\n" + table_text({s.name: s.likelihood for s in report.systems}, {s.name: s.generate for s in report.systems if s.generate}))
     for comparison in report.comparisons:
@@ -67,8 +70,8 @@ def run_steps(runs: Sequence[Run]) -> None:
         evaluate(runs, without=done)
 
 
-def make_report(run: Run) -> ReportData:
-    """Write report.html; its data."""
+def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
+    """Write report.html, which begins with `sections`; its data."""
     config = run.config
     predictions: dict[str, list[Prediction]] = {system: read_predictions(run, system) for system in config.evaluation.systems}
     rationales = read_rationales(run) if config.evaluation.needs_rationales else []
@@ -92,6 +95,7 @@ def make_report(run: Run) -> ReportData:
         provenance={"command": str(run.fact("command")), "commit": str(run.fact("commit")), "seed": str(config.seed)},
         seed=config.seed,
     )
+    report = replace(report, sections=tuple(sections))
     write_report(report, run.layout.report)
     return report
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -248,6 +249,10 @@ def _stage(
             # Stages that see the same videos in the same order, or the same answers, have these in common.
             "videos": artifacts.fingerprint([item.example.id for item in items]),
             "answers": artifacts.fingerprint([item.answer for item in items]),
+            # For the model card.
+            "base_model": Path(config.model.path).name,
+            "classes": dict(sorted(Counter(item.example.label or "unlabelled" for item in items).items())),
+            "split": artifacts.fingerprint([[example.id, example.sha256, example.split] for example in run.examples]),
             "versions": run.fact("versions"),
         },
     )

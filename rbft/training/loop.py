@@ -18,6 +18,7 @@ import torch.distributed as dist
 from rbft import artifacts
 from rbft.data.samples import TrainingItem, weigh_replay
 from rbft.errors import TrainingError
+from rbft.models.card import model_card
 from rbft.models.chat import ChatAdapter
 from rbft.models.flops import model_flops
 from rbft.models.load import load_model, make_card, save_model
@@ -28,7 +29,7 @@ from rbft.training.log import StageLog
 from rbft.training.meter import Meter
 from rbft.training.order import global_batches
 from rbft.training.stage import StageSpec
-from rbft.training.validation import Validations, probe_rationales, validate, validation_steps
+from rbft.training.validation import Validations, best_scores, probe_rationales, validate, validation_steps
 from rbft.training.watch import SpikeWatch, gather_ids, keep_gradient_norm, require_finite_gradient, stop_all_ranks
 
 _LOG = logging.getLogger(__name__)
@@ -143,5 +144,6 @@ def _write_final(engine: Any, adapter: ChatAdapter, spec: StageSpec, final: Path
     if weights is not None:
         card = make_card(spec.task, spec.video.spec(), spec.lineage | {"fingerprint": spec.fingerprint})
         save_model(engine.module.model, weights, adapter.processor, final, card)
+        (final / "README.md").write_text(model_card(spec.task, spec.video.spec(), card["lineage"], best_scores(spec)), encoding="utf-8")
         artifacts.publish(final.resolve(), str(final), spec.fingerprint, spec.lineage)
     dist.barrier()

@@ -9,6 +9,11 @@ from rbft.config import ModelConfig, OptimiserConfig, TrainingConfig, VideoConfi
 from rbft.data.samples import TrainingItem
 from rbft.task import Task
 
+VALIDATION_FILE = "validation.json"
+"""In a stage's folder: all its validations, in order."""
+PROBE_FILE = "rationale_loss.json"
+"""In a stage's folder: the loss of stage 1's rationales before and after it, nats a token (readings, 27)."""
+
 
 @dataclass(frozen=True)
 class StageSpec:

@@ -24,11 +24,8 @@ from rbft.config import ValidationConfig
 from rbft.data.samples import SampleEncoder, TrainingItem
 from rbft.evaluation.metrics import score_confusions
 from rbft.models.chat import IGNORE_INDEX, ChatAdapter, EncodedSample
-from rbft.training.stage import StageSpec
+from rbft.training.stage import PROBE_FILE, VALIDATION_FILE, StageSpec
 from rbft.video.pool import DecodePool
-
-FILE = "validation.json"
-"""In the stage's folder: all validations, in order."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Validations:
 
     def __init__(self, spec: StageSpec, last_step: int) -> None:
         """Those up to `last_step`, from which the stage goes on; every rank calls this."""
-        self._config, self._path = spec.training.validation, Path(spec.folder) / FILE
+        self._config, self._path = spec.training.validation, Path(spec.folder) / VALIDATION_FILE
         known: list[Any] = [[]]
         if dist.get_rank() == 0 and self._path.exists():
             known = [json.loads(self._path.read_text())]
@@ -77,6 +74,15 @@ class Validations:
             content = [{"step": each.step, "scores": each.scores} for each in self._found]
             storage.write_bytes(str(self._path), (json.dumps(content, indent=1) + "\n").encode())
         return self.best is found
+
+
+def best_scores(spec: StageSpec) -> dict[str, float] | None:
+    """The scores of the validation that a finished stage's model is of; None where it was not validated."""
+    if not spec.validation:
+        return None
+    content = json.loads((Path(spec.folder) / VALIDATION_FILE).read_text())
+    found = [Validation(each["step"], each["scores"]) for each in content]
+    return max(found, key=lambda each: each.rank(spec.training.validation.metric)).scores
 
 
 def validation_steps(config: ValidationConfig, num_steps: int, epochs: int) -> frozenset[int]:
@@ -164,10 +170,6 @@ def _in_order(mine: list[Any], count: int) -> list[Any]:
     by_rank: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(by_rank, mine)
     return [by_rank[index % len(by_rank)][index // len(by_rank)] for index in range(count)]
-
-
-PROBE_FILE = "rationale_loss.json"
-"""In the stage's folder: the rationales' loss before and after it, nats a token (readings, 27)."""
 
 
 def probe_rationales(engine: Any, adapter: ChatAdapter, spec: StageSpec, moment: Literal["before", "after"]) -> None:

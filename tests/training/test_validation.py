@@ -23,8 +23,8 @@ from rbft.training.checkpoints import complete_checkpoints
 from rbft.training.deepspeed_engine import build_engine
 from rbft.training.loop import run_stage
 from rbft.training.loss import SupervisedLoss
-from rbft.training.stage import StageSpec
-from rbft.training.validation import PROBE_FILE, Validation, mean_loss, validate, validation_steps
+from rbft.training.stage import PROBE_FILE, StageSpec
+from rbft.training.validation import Validation, mean_loss, validate, validation_steps
 from rbft.video.pool import DecodePool
 from tests.samples import TASK
 from tests.training.stages import OPTIMISER, VIDEO, log_lines, losses, make_items, make_stage, make_training, run_stages
