@@ -279,6 +279,8 @@ def train(runs: Sequence[Run]) -> None:
     The runs must ask for the same workers: all their stages run in them, one after the other.
     """
     stages = [planned for run in runs for planned in plan_stages(run)]
+    # A stage that two runs share is trained once, too.
+    stages = list({planned.spec.folder: planned for planned in reversed(stages)}.values())[::-1]
     pending = [planned for planned in stages if not artifacts.is_complete(f"{planned.spec.folder}/final", planned.spec.fingerprint)]
     for planned in stages:
         if planned not in pending:
@@ -344,10 +346,10 @@ def _following(stages: list[PlannedStage]) -> Iterator[None]:
 
 
 def _follow(stages: list[PlannedStage], stop: threading.Event) -> None:
-    several = len({planned.run.config.name for planned in stages}) > 1
+    several = len({planned.run.label for planned in stages}) > 1
     for planned in stages:
         log = Path(planned.spec.folder) / "log.jsonl"
-        name = f"{planned.run.config.name} {planned.spec.name}" if several else planned.spec.name
+        name = f"{planned.run.label} {planned.spec.name}" if several else planned.spec.name
         said_s, said_step = 0.0, 0
         while True:
             is_last_look = stop.is_set()
@@ -359,7 +361,8 @@ def _follow(stages: list[PlannedStage], stop: threading.Event) -> None:
                     left = "" if is_end else f", {duration(line['eta_s'])} left"
                     say(f"train {name}: step {line['step']}/{line['num_steps']}, loss {line['loss']:.3f}, {_pace(line)}{left}")
                 if is_end:
-                    planned.run.note("train_s", planned.run.fact("train_s", {}) | {planned.spec.name: round(line["elapsed_s"], 2)})
+                    key = planned.spec.name if planned.run.label == planned.run.config.name else name
+                    planned.run.note("train_s", planned.run.fact("train_s", {}) | {key: round(line["elapsed_s"], 2)})
                     break
             if is_last_look:
                 break
@@ -387,7 +390,7 @@ def _last_line(path: Path) -> dict[str, Any] | None:
 
 def job(run: Run) -> None:
     with run.timed("train"):
-        train([run])
+        train(run.all_seeds())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import re
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -343,6 +343,9 @@ class TrainingConfig(_Section):
     classify: OptimiserConfig = OptimiserConfig()
     per_system: dict[str, StageOptimisers] = Field(default_factory=dict)
     """System without "@N" -> its own optimisers, in place of the two above: for a comparison in which each system has its best rates."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Further seeds, beside the run's own: every system is trained and tested with each of them in the same job, on the same split and, if
+    they are greedy, the same rationales. The summary and the report then have means and intervals over all seeds."""
     validation: ValidationConfig = ValidationConfig()
     """Beyond the paper; off by default."""
     class_balance: Literal["none", "sampling", "loss"] = "none"
@@ -480,6 +483,13 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _seeds_are_distinct(self) -> RunConfig:
+        seeds = (self.seed, *self.training.seeds)
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"training.seeds are further ones, all different, beside seed {self.seed}; got {list(self.training.seeds)}")
+        return self
 
     @property
     def run_dir(self) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from miniature.world import sample_world
 from miniature.write import write_world
-from ray_jobs.generate import generate
+from ray_jobs.generate import distinct_rationales, generate
 from ray_jobs.run import Run
 from ray_jobs.train import PlannedStage, plan_stages
 from rbft import rows
@@ -387,3 +387,31 @@ def test_stage_two_gets_what_it_is_asked_to_have(labelled_run: OpenRun) -> None:
 def test_validation_without_a_validation_split_is_refused(open_run: OpenRun) -> None:
     with pytest.raises(DataError, match=r"no labelled video is in the split validation; give it a share"):
         plan_stages(open_run("evaluation.systems=[direct-sft-1]", BEYOND["validation"]))
+
+
+def test_other_seeds_train_the_same_systems_beside_the_first_on_the_same_videos_and_rationales(labelled_run: OpenRun) -> None:
+    runs = labelled_run("training.seeds=[5,6]", "evaluation.systems=[zero-shot,rb-ft]").all_seeds()
+    assert [(run.config.seed, run.label) for run in runs] == [(0, "miniature"), (5, "miniature seed 5"), (6, "miniature seed 6")]
+    assert [run.config.evaluation.systems for run in runs] == [("zero-shot", "rb-ft"), ("rb-ft",), ("rb-ft",)]
+    stages = [plan_stages(run) for run in runs]
+    assert len({planned.spec.folder for each in stages for planned in each}) == 6
+    assert all(each[0].items == stages[0][0].items and each[1].items == stages[0][1].items for each in stages)
+    assert [each[1].spec.seed for each in stages] == [0, 5, 6]
+    assert stages[0][1].spec.fingerprint == plan_stages(labelled_run("evaluation.systems=[rb-ft]"))[1].spec.fingerprint
+    # One record for all of them, in which each finds its own.
+    assert [
+        run.stage_folders()["rb-ft", "classify"].endswith(each[1].spec.fingerprint) for run, each in zip(runs, stages, strict=True)
+    ] == [True] * 3
+    assert {"train/rb-ft/classify", "seed-6/train/rb-ft/classify"} <= set(runs[0].fact("artifacts"))
+
+
+def test_seeds_share_their_rationales_unless_those_are_drawn(labelled_run: OpenRun) -> None:
+    seeds = "training.seeds=[5,6]"
+    assert len(distinct_rationales(labelled_run(seeds).all_seeds())) == 1
+    assert len(distinct_rationales(labelled_run(seeds, "generation.temperature=0.7").all_seeds())) == 3
+    assert distinct_rationales(labelled_run(seeds, "evaluation.systems=[direct-sft-1]").all_seeds()) == []
+
+
+def test_without_further_seeds_a_run_is_one(open_run: OpenRun) -> None:
+    run = open_run()
+    assert run.all_seeds() == [run]
