@@ -118,6 +118,16 @@ _BODY_KEYS_WE_SET = ("messages", "model", "n", "stream", "media_io_kwargs")
 """What `rbft.engines.openai` sets, or reads one whole answer by. The limit of tokens and the like may be given: names differ there."""
 
 
+def _plain_url(url: str, example: str, where_keys_go: str) -> str:
+    """`url` without a slash at its end. What is wrong may hold a key, so that no message repeats it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"must begin with http:// or https:// and a host, e.g. {example}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"must hold no user, password, ?query or #fragment; put the key in an environment variable, {where_keys_go}")
+    return url.rstrip("/")
+
+
 class OpenAIServerConfig(_Section):
     """A model behind an OpenAI-compatible server: vLLM's with a bigger model, or an API."""
 
@@ -144,13 +154,7 @@ class OpenAIServerConfig(_Section):
     @field_validator("url")
     @classmethod
     def _url_is_plain(cls, url: str) -> str:
-        # What is wrong may hold a key, so that no message repeats it.
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must begin with http:// or https:// and a host, e.g. http://127.0.0.1:8000/v1")
-        if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError("must hold no user, password, ?query or #fragment; put the key in an environment variable, see api_key_env")
-        return url.rstrip("/")
+        return _plain_url(url, "http://127.0.0.1:8000/v1", "see api_key_env")
 
     @field_validator("api_key_env")
     @classmethod
@@ -357,6 +361,9 @@ class TrainingConfig(_Section):
     that the final model can still explain. They come on top of the labels, and each weighs in the loss as much as a label does."""
     rationale_probe: int = Field(0, ge=0)
     """Rationales of stage 1 whose loss is measured before and after stage 2: what stage 2 makes the model forget. 0 measures nothing."""
+    mlflow_uri: str | None = None
+    """The address of an MLflow tracking server, which gets what log.jsonl and TensorBoard get: the experiment is named as the run, its runs
+    as the stages. For files or a database: `mlflow server --backend-store-uri …`."""
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
     """Paper 4.1."""
@@ -367,6 +374,11 @@ class TrainingConfig(_Section):
     """Per worker."""
     num_gpus: float = Field(1, ge=0)
     """Per worker; 0 trains on the CPU with gloo."""
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _mlflow_uri_is_a_servers(cls, uri: str | None) -> str | None:
+        return None if uri is None else _plain_url(uri, "http://127.0.0.1:5000", "MLFLOW_TRACKING_TOKEN")
 
     def optimiser(self, system: str, stage: Literal["rationale", "classify"]) -> OptimiserConfig:
         """What `stage` of `system` is trained with."""

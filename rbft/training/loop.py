@@ -25,7 +25,7 @@ from rbft.models.load import load_model, make_card, save_model
 from rbft.training.checkpoints import load_latest, load_step, save_checkpoint
 from rbft.training.deepspeed_engine import build_engine, check_rates, forward_backward, free_engine, set_rates, whole_state_dict
 from rbft.training.feed import Feed
-from rbft.training.log import StageLog
+from rbft.training.log import open_log
 from rbft.training.meter import Meter
 from rbft.training.order import global_batches
 from rbft.training.stage import StageSpec
@@ -74,7 +74,7 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
 
     last_step = first_step
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(contextlib.closing(StageLog(Path(spec.folder), first_step))) if rank == 0 else None
+        log = stack.enter_context(contextlib.closing(open_log(spec, first_step))) if rank == 0 else None
         watch = SpikeWatch.of_all_ranks(log.losses if log is not None else ())
         left = [] if validations.is_over else batches[first_step:]
         feed = stack.enter_context(Feed(spec, adapter, items, left, rank, training.num_workers))

@@ -1,4 +1,4 @@
-"""What goes beyond the paper, all of it in one small run on the real engines: two seeds, validation, balance, replay, the rationale check."""
+"""What goes beyond the paper, all of it in one small run: two seeds, validation, balance, replay, the rationale check."""
 
 from __future__ import annotations
 
