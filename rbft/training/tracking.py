@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from rbft import storage
+from rbft.errors import RBFTError
 
 FILE = "mlflow.json"
 """In the stage's folder: the run it has on the server."""
@@ -35,7 +36,7 @@ _END = None
 
 
 class MLflowRun:
-    """One stage's run on the tracking server at `uri`. Credentials are those MLflow's own client takes: MLFLOW_TRACKING_TOKEN, or
+    """One stage's run on the tracking server at `uri`; seen to work with MLflow 3.17. Credentials are those MLflow's own client takes: MLFLOW_TRACKING_TOKEN, or
     MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
 
     def __init__(self, uri: str, folder: Path, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
@@ -79,7 +80,7 @@ class MLflowRun:
             try:
                 run_id = run_id or self._open()
                 self._post("runs/log-batch", {"run_id": run_id, "metrics": [each for entry in entries for each in _metrics(*entry)]})
-            except (httpx.HTTPError, RuntimeError, OSError, ValueError, KeyError) as error:
+            except (httpx.HTTPError, RBFTError, RuntimeError, OSError, ValueError, KeyError) as error:
                 self._warn(str(error) or type(error).__name__)
         if run_id is not None:
             try:
