@@ -36,8 +36,10 @@ _END = None
 
 
 class MLflowRun:
-    """One stage's run on the tracking server at `uri`; seen to work with MLflow 3.17. Credentials are those MLflow's own client takes: MLFLOW_TRACKING_TOKEN, or
-    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+    """One stage's run on the tracking server at `uri`; seen to work with MLflow 3.17.
+
+    Credentials are those that MLflow's own client takes: MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+    """
 
     def __init__(self, uri: str, folder: Path, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
