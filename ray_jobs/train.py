@@ -336,7 +336,7 @@ def _work(config: dict[str, Any]) -> None:
 def _following(stages: list[PlannedStage]) -> Iterator[None]:
     """Say how far training is while the block runs, from the stages' own logs: they are on the disk that workers and driver share."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(stages, stop), daemon=True, name="rbft-follow")
+    thread = threading.Thread(target=follow, args=(stages, stop), daemon=True, name="rbft-follow")
     thread.start()
     try:
         yield
@@ -345,7 +345,8 @@ def _following(stages: list[PlannedStage]) -> Iterator[None]:
         thread.join()
 
 
-def _follow(stages: list[PlannedStage], stop: threading.Event) -> None:
+def follow(stages: list[PlannedStage], stop: threading.Event) -> None:
+    """Say how far each of `stages` is, one after the other, until the last has ended or `stop` is set."""
     several = len({planned.run.label for planned in stages}) > 1
     for planned in stages:
         log = Path(planned.spec.folder) / "log.jsonl"
@@ -355,7 +356,7 @@ def _follow(stages: list[PlannedStage], stop: threading.Event) -> None:
             is_last_look = stop.is_set()
             line = _last_line(log)
             if line is not None and line["step"] != said_step:
-                is_end = line["step"] >= line["num_steps"]
+                is_end = line["step"] >= line["num_steps"] or "ended_early" in line
                 if is_end or time.monotonic() - said_s > SAY_EVERY_S:
                     said_s, said_step = time.monotonic(), line["step"]
                     left = "" if is_end else f", {duration(line['eta_s'])} left"

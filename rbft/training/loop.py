@@ -112,9 +112,11 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
                 found = validate(engine, adapter, spec, last_step)
                 is_best = validations.add(found)
                 line |= {f"validation_{name}": score for name, score in found.scores.items()}
+            is_end = last_step == len(batches) or validations.is_over
+            if is_end and last_step < len(batches):
+                line["ended_early"] = True
             if log is not None:
                 log.write(line)
-            is_end = last_step == len(batches) or validations.is_over
             if is_end or is_best or last_step % training.checkpoint_every_steps == 0:
                 bad_videos |= _of_all_ranks(feed.bad_videos())
                 keep = () if validations.best is None else (validations.best.step,)

@@ -1,7 +1,9 @@
 """What a run remembers, and what makes an artifact another artifact."""
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from miniature.world import sample_world
 from miniature.write import write_world
 from ray_jobs.generate import distinct_rationales, generate
 from ray_jobs.run import Run
-from ray_jobs.train import PlannedStage, plan_stages
+from ray_jobs.train import PlannedStage, follow, plan_stages
 from rbft import rows
 from rbft.config import load_config
 from rbft.errors import ArtifactError, DataError, JobError, LeakError, ManifestError, ModelError
@@ -415,3 +417,18 @@ def test_seeds_share_their_rationales_unless_those_are_drawn(labelled_run: OpenR
 def test_without_further_seeds_a_run_is_one(open_run: OpenRun) -> None:
     run = open_run()
     assert run.all_seeds() == [run]
+
+
+def test_the_driver_follows_from_a_stage_that_ended_early_to_the_next(labelled_run: OpenRun, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = plan_stages(labelled_run("evaluation.systems=[rb-ft]"))
+    usual: dict[str, Any] = {"num_steps": 9, "loss": 0.5, "samples_per_s": 8.25, "data_wait_share": 0.25, "elapsed_s": 3.0, "eta_s": 1.0}
+    for planned, line in zip(stages, ({"step": 4, "ended_early": True}, {"step": 9, "mfu": 0.4213}), strict=True):
+        Path(planned.spec.folder).mkdir(parents=True)
+        (Path(planned.spec.folder) / "log.jsonl").write_text(json.dumps(usual | line) + "\n")
+    thread = threading.Thread(target=follow, args=(stages, threading.Event()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for steps that never come"
+    told = capsys.readouterr().out
+    assert "rb-ft/rationale: step 4/9, loss 0.500, 8.2 samples/s, 25.00 % of it waiting for data\n" in told
+    assert "rb-ft/classify: step 9/9, loss 0.500, 8.2 samples/s, MFU 42.13 %, 25.00 % of it waiting for data\n" in told

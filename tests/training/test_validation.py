@@ -144,6 +144,7 @@ def test_a_stage_that_gets_no_better_ends_and_its_final_is_the_best(stages: dict
     best = max(found, key=lambda each: (each["scores"]["macro_f1"], -each["scores"]["loss"]))["step"]
     assert len(found) == best + 2 < 12, "two validations in a row that were no better"
     assert found[-1]["scores"]["macro_f1"] < found[best - 1]["scores"]["macro_f1"]
+    assert log_lines(spec)[-1]["ended_early"] is True and "ended_early" not in log_lines(stages["to the end"])[-1]
     kept = [path.name for path in complete_checkpoints(Path(spec.folder) / "checkpoints")]
     assert f"step-{best:08d}" in kept, "the best is kept although it is old"
     state = torch.load(f"{spec.folder}/checkpoints/step-{best:08d}/state/mp_rank_00_model_states.pt", weights_only=False)["module"]
