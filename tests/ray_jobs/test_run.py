@@ -422,7 +422,8 @@ def test_without_further_seeds_a_run_is_one(open_run: OpenRun) -> None:
 def test_the_driver_follows_from_a_stage_that_ended_early_to_the_next(labelled_run: OpenRun, capsys: pytest.CaptureFixture[str]) -> None:
     stages = plan_stages(labelled_run("evaluation.systems=[rb-ft]"))
     usual: dict[str, Any] = {"num_steps": 9, "loss": 0.5, "samples_per_s": 8.25, "data_wait_share": 0.25, "elapsed_s": 3.0, "eta_s": 1.0}
-    for planned, line in zip(stages, ({"step": 4, "ended_early": True}, {"step": 9, "mfu": 0.4213}), strict=True):
+    last: list[dict[str, Any]] = [{"step": 4, "ended_early": True}, {"step": 9, "mfu": 0.4213}]
+    for planned, line in zip(stages, last, strict=True):
         Path(planned.spec.folder).mkdir(parents=True)
         (Path(planned.spec.folder) / "log.jsonl").write_text(json.dumps(usual | line) + "\n")
     thread = threading.Thread(target=follow, args=(stages, threading.Event()), daemon=True)
