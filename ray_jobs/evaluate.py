@@ -132,7 +132,7 @@ def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
 
 def job(run: Run) -> None:
     with run.timed("evaluate"):
-        evaluate([run])
+        evaluate(run.all_seeds())
 
 
 if __name__ == "__main__":

@@ -35,6 +35,13 @@ def generate(runs: Sequence[Run], also: Sequence[Work] = ()) -> None:
         _finish(run)
 
 
+def distinct_rationales(runs: Sequence[Run]) -> list[Run]:
+    """Those of `runs` that need rationales, one for each set of them: seeds share theirs where nothing is drawn."""
+    needing = [run for run in runs if run.config.evaluation.needs_rationales]
+    by_folder = {run.layout.rationales(run.rationale_fingerprint()): run for run in reversed(needing)}
+    return list(by_folder.values())[::-1]
+
+
 def _rationale_work(run: Run) -> Work | None:
     """What is still to be written of the run's rationales; None where they are complete."""
     fingerprint = run.rationale_fingerprint()
@@ -117,7 +124,7 @@ def report_errors(run: Run, step: str, outcomes: Sequence[tuple[str, str | None,
 
 def job(run: Run) -> None:
     with run.timed("generate"):
-        generate([run])
+        generate(distinct_rationales(run.all_seeds()))
 
 
 if __name__ == "__main__":

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray_jobs.command import main
 from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_predictions
-from ray_jobs.generate import generate, read_rationales
+from ray_jobs.generate import distinct_rationales, generate, read_rationales
 from ray_jobs.memory import PeakMemory
 from ray_jobs.progress import say
+from ray_jobs.rationale_check import check_rationales, report_section
 from ray_jobs.run import Run
+from ray_jobs.seeds import seeds_section, seeds_summary, study_seeds
 from ray_jobs.train import train
 from rbft import storage
 from rbft.errors import VideoError
 from rbft.evaluation.curves import read_curves
 from rbft.evaluation.report import write_report
-from rbft.evaluation.report_data import MAIN_SYSTEM, ReportData, choose_samples, report_data
+from rbft.evaluation.report_data import MAIN_SYSTEM, ReportData, ReportSection, choose_samples, report_data
 from rbft.evaluation.tables import difference_sentence, summary_json, table_text
 from rbft.records import Clip, Example, Prediction
 from rbft.video.pool import DecodePool
@@ -30,11 +33,17 @@ def job(run: Run) -> None:
     with PeakMemory() as memory:
         with run.timed("manifest"):
             say(f"run {run.config.name}: {len(run.cohort())} training and {len(held_out(run))} {run.config.evaluation.split} videos")
-        run_steps([run])
+        runs = run.all_seeds()
+        run_steps(runs)
     run.note("peak_rss_bytes", max(memory.peak_bytes, run.fact("peak_rss_bytes", 0)))
+    checked = check_rationales(run)
     with run.timed("report"):
-        report = make_report(run)
-    summary = make_summary(run, report)
+        study = study_seeds(runs)
+        sections = [*([] if study is None else [seeds_section(study, runs)]), *([report_section(checked)] if checked else [])]
+        report = make_report(run, sections)
+    summary = make_summary(run, report) | ({"rationale_check": checked} if checked else {})
+    if study is not None:
+        summary["seeds"] = seeds_summary(study, runs)
     storage.write_json(run.layout.summary, summary)
     print("\n" + table_text({s.name: s.likelihood for s in report.systems}, {s.name: s.generate for s in report.systems if s.generate}))
     for comparison in report.comparisons:
@@ -50,16 +59,16 @@ def run_steps(runs: Sequence[Run]) -> None:
     """
     main = runs[0]
     done: set[str] = set()
-    writing = [run for run in runs if run.config.evaluation.needs_rationales]
+    writing = distinct_rationales(runs)
     if writing:
         # Zero-shot asks the same model: where vLLM scores, the engine that writes the rationales does both.
-        if main.config.evaluation.engine == "vllm" and all("zero-shot" in run.config.evaluation.systems for run in runs):
+        asking = [run for run in runs if "zero-shot" in run.config.evaluation.systems] if main.config.evaluation.engine == "vllm" else []
+        if asking:
             done.add("zero-shot")
         with main.timed("generate"):
-            generate(writing, [prediction_work(run, system, run.config.model, "vllm") for run in runs for system in done])
-            for run in runs:
-                for system in done:
-                    finish_predictions(run, system, "vllm")
+            generate(writing, [prediction_work(run, "zero-shot", run.config.model, "vllm") for run in asking])
+            for run in asking:
+                finish_predictions(run, "zero-shot", "vllm")
     if any(system != "zero-shot" for run in runs for system in run.config.evaluation.systems):
         with main.timed("train"):
             train(runs)
@@ -67,8 +76,8 @@ def run_steps(runs: Sequence[Run]) -> None:
         evaluate(runs, without=done)
 
 
-def make_report(run: Run) -> ReportData:
-    """Write report.html; its data."""
+def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
+    """Write report.html, which begins with `sections`; its data."""
     config = run.config
     predictions: dict[str, list[Prediction]] = {system: read_predictions(run, system) for system in config.evaluation.systems}
     rationales = read_rationales(run) if config.evaluation.needs_rationales else []
@@ -92,6 +101,7 @@ def make_report(run: Run) -> ReportData:
         provenance={"command": str(run.fact("command")), "commit": str(run.fact("commit")), "seed": str(config.seed)},
         seed=config.seed,
     )
+    report = replace(report, sections=tuple(sections))
     write_report(report, run.layout.report)
     return report
 

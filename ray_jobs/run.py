@@ -5,6 +5,7 @@ Opening a run is cheap and idempotent: every job opens it, and what an earlier j
 
 from __future__ import annotations
 
+import copy
 import datetime
 import importlib.metadata
 import os
@@ -39,6 +40,9 @@ class Run:
         self.config = config
         self.retry_errors = retry_errors
         """Whether videos that have an error row are asked about again."""
+        self.label = config.name
+        """What it is called where several runs work together."""
+        self._prefix = ""
         self.layout = RunLayout(config.run_dir)
         storage.make_folder(self.layout.root)
         storage.write_bytes(self.layout.config, dump_config(config).encode())
@@ -50,6 +54,22 @@ class Run:
             "commit": commit(),
         }
         self._save()
+
+    def all_seeds(self) -> list[Run]:
+        """The run itself, and for each of `training.seeds` the same run with that seed: in the same folder, with the same manifest.
+
+        Those have no `zero-shot`, which nothing is drawn for. Their artifacts lie beside the run's own, as fingerprints hold the seed.
+        """
+        trained = tuple(system for system in self.config.evaluation.systems if system != "zero-shot")
+        return [self, *(self._with_seed(seed, trained) for seed in self.config.training.seeds if trained)]
+
+    def _with_seed(self, seed: int, systems: tuple[str, ...]) -> Run:
+        _ = self.examples  # Made of this run's seed, which may have split them; kept by the copy.
+        other = copy.copy(self)
+        evaluation = self.config.evaluation.model_copy(update={"systems": systems})
+        other.config = self.config.model_copy(update={"seed": seed, "evaluation": evaluation})
+        other.label, other._prefix = f"{self.label} seed {seed}", f"seed-{seed}/"
+        return other
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -110,11 +130,11 @@ class Run:
 
     def record_artifact(self, name: str, uri: str) -> None:
         """Note in run.json that `uri` is the current artifact of this name, e.g. "train/rb-ft/classify"."""
-        self._facts.setdefault("artifacts", {})[name] = uri
+        self._facts.setdefault("artifacts", {})[self._prefix + name] = uri
         self._save()
 
     def artifact(self, name: str) -> str | None:
-        return self._facts.get("artifacts", {}).get(name)
+        return self._facts.get("artifacts", {}).get(self._prefix + name)
 
     def stage_folders(self) -> dict[tuple[str, str], str]:
         """(system, stage) -> where it is trained, of the systems the run has now."""

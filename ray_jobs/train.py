@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,24 +27,31 @@ from ray_jobs.run import Run
 from rbft import artifacts, storage
 from rbft.data.samples import (
     TrainingItem,
+    class_weights,
     classify_items,
+    draw_items,
     human_rationales,
     label_subset,
     own_subset,
     rationale_items,
+    replay_items,
     shuffled_rationales,
 )
 from rbft.errors import DataError, JobError
-from rbft.evaluation.tables import duration
+from rbft.evaluation.tables import duration, percent
 from rbft.layout import Stage
 from rbft.rationales.quality import judge
 from rbft.rationales.review import apply_changes, read_changes
 from rbft.records import Example
 from rbft.systems import System, parse_systems
+from rbft.training.order import balanced_epoch
 from rbft.training.stage import StageSpec
 
 MAX_FAILURES = 2
 """Worker deaths a stage survives by itself; after that the job fails and can be submitted again."""
+
+MUCH_WAITING = 0.1
+"""Share of the time spent waiting for data from which on the driver says so."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,65 @@ def plan_stages(run: Run) -> list[PlannedStage]:
             texts = _rationale_texts(system, seen, own, unfit, config.seed)
             first = rationale_items(task, seen, texts, system.target)
             _check_some(first, "has a rationale that passes the gates")
-            start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, first, stages)
-        _stage(run, system.name, "classify", start, system.classify_times * config.training.classify_epochs, items, stages)
+            start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, _Samples(first), stages)
+        samples = _classify_samples(run, items, [] if start is None else start.items)
+        _stage(run, system.name, "classify", start, system.classify_times * config.training.classify_epochs, samples, stages)
     return list(stages.values())
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What a stage sees, and the fields of `StageSpec` that say how."""
+
+    items: list[TrainingItem]
+    classes: tuple[str | None, ...] = ()
+    num_replay: int = 0
+    validation: tuple[TrainingItem, ...] = ()
+    probe: tuple[TrainingItem, ...] = ()
+
+    def determines(self) -> dict[str, Any]:
+        """For the fingerprint: only what is used, so that a stage which uses none of it stays the one it was before there was any."""
+        found = {"items": [_item_key(item) for item in self.items], "classes": self.classes, "num_replay": self.num_replay}
+        return {name: value for name, value in found.items() if value or name == "items"}
+
+
+def _item_key(item: TrainingItem) -> list[Any]:
+    example = item.example
+    key = [example.id, example.sha256, example.start_s, example.end_s, list(item.messages), item.answer]
+    return key if item.weight == 1 else [*key, item.weight]
+
+
+def _classify_samples(run: Run, labels: list[TrainingItem], rationales: list[TrainingItem]) -> _Samples:
+    """Stage 2's samples of the label items and of stage 1's `rationales`, as `training.class_balance` and `training.replay_share` say."""
+    training, seed = run.config.training, run.config.seed
+    classes: tuple[str | None, ...] = ()
+    if training.class_balance == "sampling":
+        classes = tuple(item.answer for item in labels)
+    elif training.class_balance == "loss":
+        labels = class_weights(labels)
+    num_labels = len(balanced_epoch(classes, seed, 0)) if classes else len(labels)
+    replayed = replay_items(rationales, num_labels, training.replay_share, seed) if rationales else []
+    return _Samples(
+        items=[*labels, *replayed],
+        classes=(*classes, *([None] * len(replayed))) if classes else (),
+        num_replay=len(replayed),
+        validation=_validation_items(run),
+        probe=draw_items(rationales, training.rationale_probe, "probe", seed),
+    )
+
+
+def _validation_items(run: Run) -> tuple[TrainingItem, ...]:
+    """What is scored while stage 2 trains, none where validation is off. Raises `DataError` if the manifest has no such split."""
+    validation = run.config.training.validation
+    if not validation.is_on:
+        return ()
+    items = classify_items(run.config.task, run.split("validation"))
+    if not items:
+        raise DataError(
+            "training.validation is on, and no labelled video is in the split validation; give it a share of the videos, e.g. "
+            "data.fractions={train: 0.7, validation: 0.1, test: 0.2}, or name them in the annotations or data.split_file"
+        )
+    return draw_items(items, validation.max_videos, "validation", run.config.seed)
 
 
 def _rationale_texts(system: System, examples: list[Example], own: dict[str, str], unfit: set[str], seed: int) -> dict[str, str]:
@@ -125,12 +189,12 @@ def _stage(
     stage: Stage,
     start: PlannedStage | None,
     epochs: int,
-    items: list[TrainingItem],
+    samples: _Samples,
     planned: dict[str, PlannedStage],
 ) -> PlannedStage:
     """The stage, added to `planned` by its fingerprint; the one that is there already if another system's is the same."""
     config = run.config
-    optimiser = config.training.optimiser(system, stage)
+    items, optimiser = samples.items, config.training.optimiser(system, stage)
     base = run.model_fingerprint if start is None else start.spec.fingerprint
     determines = {
         "kind": "stage",
@@ -146,11 +210,11 @@ def _stage(
         "epochs": epochs,
         "seed": config.seed,
         "video": [config.video.fps, config.video.min_frames, config.video.max_frames, config.video.max_pixels, config.video.min_pixels],
-        "items": [
-            [item.example.id, item.example.sha256, item.example.start_s, item.example.end_s, list(item.messages), item.answer]
-            for item in items
-        ],
+        **samples.determines(),
     }
+    if samples.validation:
+        settings = config.training.validation.model_dump(mode="json", exclude={"max_videos"})
+        determines["validation"] = [settings, [_item_key(item) for item in samples.validation]]
     fingerprint = artifacts.fingerprint(determines)
     if fingerprint in planned:
         run.record_artifact(f"train/{system}/{stage}", run.layout.train(planned[fingerprint].system, stage, fingerprint))
@@ -170,6 +234,10 @@ def _stage(
         epochs=epochs,
         seed=config.seed,
         max_bad_fraction=config.data.max_bad_fraction,
+        classes=samples.classes,
+        num_replay=samples.num_replay,
+        validation=samples.validation,
+        probe=samples.probe,
         lineage={
             "run": config.name,
             "system": system,
@@ -179,14 +247,32 @@ def _stage(
             "epochs": epochs,
             "optimiser": determines["optimiser"],
             "num_items": len(items),
+            **_beyond_the_paper(run, samples),
             # Stages that see the same videos in the same order, or the same answers, have these in common.
             "videos": artifacts.fingerprint([item.example.id for item in items]),
             "answers": artifacts.fingerprint([item.answer for item in items]),
+            # For the model card.
+            "base_model": Path(config.model.path).name,
+            "classes": dict(sorted(Counter(item.example.label or "unlabelled" for item in items).items())),
+            "split": artifacts.fingerprint([[example.id, example.sha256, example.split] for example in run.examples]),
             "versions": run.fact("versions"),
         },
     )
     planned[fingerprint] = PlannedStage(run, system, stage, spec, items)
     return planned[fingerprint]
+
+
+def _beyond_the_paper(run: Run, samples: _Samples) -> dict[str, Any]:
+    """For the lineage: what of the options that the paper does not have this stage uses."""
+    training = run.config.training
+    used: dict[str, Any] = {}
+    if samples.classes or any(item.weight != 1 for item in samples.items):
+        used["class_balance"] = training.class_balance
+    if samples.num_replay:
+        used["num_replay"] = samples.num_replay
+    if samples.validation:
+        used["validation"] = training.validation.model_dump(mode="json") | {"num_videos": len(samples.validation)}
+    return used
 
 
 def train(runs: Sequence[Run]) -> None:
@@ -195,6 +281,8 @@ def train(runs: Sequence[Run]) -> None:
     The runs must ask for the same workers: all their stages run in them, one after the other.
     """
     stages = [planned for run in runs for planned in plan_stages(run)]
+    # A stage that two runs share is trained once, too.
+    stages = list({planned.spec.folder: planned for planned in reversed(stages)}.values())[::-1]
     pending = [planned for planned in stages if not artifacts.is_complete(f"{planned.spec.folder}/final", planned.spec.fingerprint)]
     for planned in stages:
         if planned not in pending:
@@ -250,7 +338,7 @@ def _work(config: dict[str, Any]) -> None:
 def _following(stages: list[PlannedStage]) -> Iterator[None]:
     """Say how far training is while the block runs, from the stages' own logs: they are on the disk that workers and driver share."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(stages, stop), daemon=True, name="rbft-follow")
+    thread = threading.Thread(target=follow, args=(stages, stop), daemon=True, name="rbft-follow")
     thread.start()
     try:
         yield
@@ -259,30 +347,39 @@ def _following(stages: list[PlannedStage]) -> Iterator[None]:
         thread.join()
 
 
-def _follow(stages: list[PlannedStage], stop: threading.Event) -> None:
-    several = len({planned.run.config.name for planned in stages}) > 1
+def follow(stages: list[PlannedStage], stop: threading.Event) -> None:
+    """Say how far each of `stages` is, one after the other, until the last has ended or `stop` is set."""
+    several = len({planned.run.label for planned in stages}) > 1
     for planned in stages:
         log = Path(planned.spec.folder) / "log.jsonl"
-        name = f"{planned.run.config.name} {planned.spec.name}" if several else planned.spec.name
+        name = f"{planned.run.label} {planned.spec.name}" if several else planned.spec.name
         said_s, said_step = 0.0, 0
         while True:
             is_last_look = stop.is_set()
             line = _last_line(log)
             if line is not None and line["step"] != said_step:
-                is_end = line["step"] >= line["num_steps"]
+                is_end = line["step"] >= line["num_steps"] or "ended_early" in line
                 if is_end or time.monotonic() - said_s > SAY_EVERY_S:
                     said_s, said_step = time.monotonic(), line["step"]
                     left = "" if is_end else f", {duration(line['eta_s'])} left"
-                    say(
-                        f"train {name}: step {line['step']}/{line['num_steps']}, loss {line['loss']:.3f}, "
-                        f"{line['samples_per_s']:.1f} samples/s{left}"
-                    )
+                    say(f"train {name}: step {line['step']}/{line['num_steps']}, loss {line['loss']:.3f}, {_pace(line)}{left}")
                 if is_end:
-                    planned.run.note("train_s", planned.run.fact("train_s", {}) | {planned.spec.name: round(line["elapsed_s"], 2)})
+                    key = planned.spec.name if planned.run.label == planned.run.config.name else name
+                    planned.run.note("train_s", planned.run.fact("train_s", {}) | {key: round(line["elapsed_s"], 2)})
                     break
             if is_last_look:
                 break
             stop.wait(0.5)
+
+
+def _pace(line: dict[str, Any]) -> str:
+    """How fast, and what of it is worth a word: MFU where it is known, waiting for data where that is much."""
+    said = f"{line['samples_per_s']:.1f} samples/s"
+    if "mfu" in line:
+        said += f", MFU {percent(line['mfu'])}"
+    if line["data_wait_share"] > MUCH_WAITING:
+        said += f", {percent(line['data_wait_share'])} of it waiting for data"
+    return said
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
@@ -296,7 +393,7 @@ def _last_line(path: Path) -> dict[str, Any] | None:
 
 def job(run: Run) -> None:
     with run.timed("train"):
-        train([run])
+        train(run.all_seeds())
 
 
 if __name__ == "__main__":

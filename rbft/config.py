@@ -17,7 +17,7 @@ import re
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -118,6 +118,16 @@ _BODY_KEYS_WE_SET = ("messages", "model", "n", "stream", "media_io_kwargs")
 """What `rbft.engines.openai` sets, or reads one whole answer by. The limit of tokens and the like may be given: names differ there."""
 
 
+def _plain_url(url: str, example: str, where_keys_go: str) -> str:
+    """`url` without a slash at its end. What is wrong may hold a key, so that no message repeats it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"must begin with http:// or https:// and a host, e.g. {example}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"must hold no user, password, ?query or #fragment; put the key in an environment variable, {where_keys_go}")
+    return url.rstrip("/")
+
+
 class OpenAIServerConfig(_Section):
     """A model behind an OpenAI-compatible server: vLLM's with a bigger model, or an API."""
 
@@ -144,13 +154,7 @@ class OpenAIServerConfig(_Section):
     @field_validator("url")
     @classmethod
     def _url_is_plain(cls, url: str) -> str:
-        # What is wrong may hold a key, so that no message repeats it.
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must begin with http:// or https:// and a host, e.g. http://127.0.0.1:8000/v1")
-        if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError("must hold no user, password, ?query or #fragment; put the key in an environment variable, see api_key_env")
-        return url.rstrip("/")
+        return _plain_url(url, "http://127.0.0.1:8000/v1", "see api_key_env")
 
     @field_validator("api_key_env")
     @classmethod
@@ -302,6 +306,34 @@ class StageOptimisers(_Section):
     classify: OptimiserConfig | None = None
 
 
+class ValidationConfig(_Section):
+    """Scoring videos of the manifest's `validation` split while stage 2 trains; never the test split's. Off by default, as the paper
+    trains one epoch and takes what comes out of it. `final` is then the model of the best validation, not of the last step."""
+
+    every_steps: int | None = Field(None, gt=0)
+    """Optimiser steps from one validation to the next; the last step is always one. Give this, or `every_epochs`, or none: off."""
+    every_epochs: float | None = Field(None, gt=0)
+    """The same in epochs, e.g. 0.25."""
+    max_videos: int = Field(256, gt=0)
+    """The first so many in an order drawn by the seed, the same each time."""
+    metric: Literal["macro_f1", "balanced_accuracy", "accuracy", "loss"] = "macro_f1"
+    """Which validation is the best: the first three by label likelihood, as evaluation does; "loss" is the labels' token mean."""
+    patience: int | None = Field(None, gt=0)
+    """Validations in a row that are no better than the best before them, after which the stage ends; None trains to the end."""
+
+    @property
+    def is_on(self) -> bool:
+        return self.every_steps is not None or self.every_epochs is not None
+
+    @model_validator(mode="after")
+    def _says_when(self) -> ValidationConfig:
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise ValueError("give every_steps or every_epochs, not both")
+        if self.patience is not None and not self.is_on:
+            raise ValueError("patience counts validations, and there are none; give every_steps or every_epochs too")
+        return self
+
+
 class TrainingConfig(_Section):
     num_workers: int = Field(8, gt=0)
     global_batch_size: int = Field(16, gt=0)
@@ -315,6 +347,23 @@ class TrainingConfig(_Section):
     classify: OptimiserConfig = OptimiserConfig()
     per_system: dict[str, StageOptimisers] = Field(default_factory=dict)
     """System without "@N" -> its own optimisers, in place of the two above: for a comparison in which each system has its best rates."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Further seeds, beside the run's own: every system is trained and tested with each of them in the same job, on the same split and, if
+    they are greedy, the same rationales. The summary and the report then have means and intervals over all seeds."""
+    validation: ValidationConfig = ValidationConfig()
+    """Beyond the paper; off by default."""
+    class_balance: Literal["none", "sampling", "loss"] = "none"
+    """Beyond the paper, for stage 2. "sampling": rare classes' videos stand in an epoch several times, so that all classes stand in it
+    equally often (an epoch grows). "loss": each video stands once, with a weight inversely proportional to its class's frequency, 1 in the
+    mean."""
+    replay_share: float = Field(0.0, ge=0, lt=1)
+    """Beyond the paper (readings, 27): the share of stage 2's samples that are rationales which stage 1 learned from, drawn by the seed, so
+    that the final model can still explain. They come on top of the labels, and each weighs in the loss as much as a label does."""
+    rationale_probe: int = Field(0, ge=0)
+    """Rationales of stage 1 whose loss is measured before and after stage 2: what stage 2 makes the model forget. 0 measures nothing."""
+    mlflow_uri: str | None = None
+    """The address of an MLflow tracking server, which gets what log.jsonl and TensorBoard get: the experiment is named as the run, its runs
+    as the stages. For files or a database: `mlflow server --backend-store-uri …`."""
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
     """Paper 4.1."""
@@ -332,6 +381,11 @@ class TrainingConfig(_Section):
     """Per worker."""
     num_gpus: float = Field(1, ge=0)
     """Per worker; 0 trains on the CPU with gloo."""
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _mlflow_uri_is_a_servers(cls, uri: str | None) -> str | None:
+        return None if uri is None else _plain_url(uri, "http://127.0.0.1:5000", "MLFLOW_TRACKING_TOKEN")
 
     def optimiser(self, system: str, stage: Literal["rationale", "classify"]) -> OptimiserConfig:
         """What `stage` of `system` is trained with."""
@@ -397,6 +451,9 @@ class EvaluationConfig(_Section):
     max_new_tokens: int = Field(16, gt=0)
     """For the "generate" mode (readings, 12)."""
     num_report_samples: int = Field(12, ge=0)
+    rationale_check: int = Field(0, ge=0)
+    """Held-out videos that every model with a stage 1 explains again after stage 2; the report has the share of its rationales that pass
+    the gates, before and after (readings, 27). 0 asks for none."""
 
     @model_validator(mode="after")
     def _systems_are_distinct(self) -> EvaluationConfig:
@@ -445,6 +502,13 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _seeds_are_distinct(self) -> RunConfig:
+        seeds = (self.seed, *self.training.seeds)
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"training.seeds are further ones, all different, beside seed {self.seed}; got {list(self.training.seeds)}")
+        return self
 
     @property
     def run_dir(self) -> str:

@@ -21,7 +21,7 @@ from rbft.data.source import read_examples
 from rbft.errors import RBFTError, VideoError
 from rbft.models.shape import ModelShape, read_model_shape
 from rbft.records import SPLITS, Example, VideoSpec
-from rbft.systems import parse_systems
+from rbft.systems import System, parse_systems
 from rbft.task import Message
 from rbft.training.memory import SampleSize, TrainingMemory, training_memory
 from rbft.video.sampling import fit_size, sample_times
@@ -145,11 +145,14 @@ def build_plan(config: RunConfig) -> Plan:
         if system.classify_times:
             name = f"train {system.name}{', stage 2' if system.rationales else ''} (labels)"
             epochs, optimiser = system.classify_times * training.classify_epochs, training.optimiser(system.name, "classify")
-            steps.append(_training(name, told, epochs, optimiser, config, shape, classify))
+            num_samples = _num_classify_samples(config, system, told, labelled)
+            steps.append(_training(name, num_samples, epochs, optimiser, config, shape, classify))
     systems = config.evaluation.systems
     name = f"evaluate {', '.join(systems)}"
     steps.append(InferenceStep(name, count(asked), len(systems), config.evaluation.engine, engine.num_actors, engine.num_gpus, classify))
 
+    if training.seeds:
+        notes.append(f"training.seeds: all training and its evaluation is done {1 + len(training.seeds)} times, once a seed; shown is one")
     counts = None if examples is None else _counts(examples)
     if counts is not None:
         notes += _data_notes(config, len(labelled), len(asked))
@@ -275,6 +278,19 @@ def _training(
         most = SampleSize(tokens.prompt.most + tokens.answer, tokens.video.most, tokens.answer)
         memory = (training_memory(shape, config.training, typical), training_memory(shape, config.training, most))
     return TrainingStep(name, num_samples, epochs, num_steps, optimiser, tokens, memory)
+
+
+def _num_classify_samples(config: RunConfig, system: System, told: int | None, labelled: Sequence[Example]) -> int | None:
+    """Samples in an epoch of stage 2: a label each, more of them where rare classes are repeated, and replayed rationales."""
+    if told is None:
+        return None
+    num_labels = told
+    if config.training.class_balance == "sampling" and labelled:
+        counts = Counter(example.label for example in labelled)
+        # Where fewer labels are told of, their classes are drawn; about as here.
+        num_labels = round(told * len(counts) * max(counts.values()) / len(labelled))
+    share = config.training.replay_share if system.rationales is not None else 0.0
+    return num_labels + round(num_labels * share / (1 - share))
 
 
 def _counts(examples: Sequence[Example]) -> dict[str, dict[str, int]]:

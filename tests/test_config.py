@@ -313,3 +313,16 @@ def test_what_is_dumped_loads_back_equal(run_file: Path, tmp_path: Path) -> None
     dumped.write_text(dump_config(config))
     assert load_config(dumped) == config
     assert RunConfig.model_validate(yaml.safe_load(dumped.read_text())) == config
+
+
+def test_validation_is_off_until_it_is_said_when(run_file: Path) -> None:
+    assert not load_config(run_file).training.validation.is_on
+    assert load_config(run_file, ["training.validation.every_epochs=0.5"]).training.validation.is_on
+    assert "every_steps or every_epochs, not both" in mistake(run_file, "training.validation={every_steps: 5, every_epochs: 1}")
+    assert "patience counts validations, and there are none" in mistake(run_file, "training.validation.patience=2")
+
+
+def test_further_seeds_are_others_than_the_runs_own(run_file: Path) -> None:
+    assert load_config(run_file, ["training.seeds=[1,2]"]).training.seeds == (1, 2)
+    for override in ("training.seeds=[0,1]", "training.seeds=[1,1]"):
+        assert "training.seeds are further ones, all different, beside seed 0" in mistake(run_file, override)

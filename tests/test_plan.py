@@ -95,6 +95,15 @@ def test_unlabelled_videos_join_generation_and_stage_1_only_where_asked_for(repo
     assert step(plan, "stage 2").num_samples == NUM_TRAIN
 
 
+def test_repeated_classes_replayed_rationales_and_seeds_are_counted(repository: Path, manifest: Path, tiny_model: Path) -> None:
+    more = ("training.class_balance=sampling", "training.replay_share=0.2", "training.seeds=[1,2]")
+    found = build_plan(config_of(repository, manifest, tiny_model, *more))
+    # Both classes stand 23 times; a fifth of RB-FT's samples are rationales.
+    assert step(found, "direct-sft-1").num_samples == 46
+    assert step(found, "rb-ft, stage 2").num_samples == 46 + 12
+    assert any("done 3 times, once a seed" in note for note in found.notes)
+
+
 def test_a_system_with_rates_of_its_own_says_so(repository: Path, manifest: Path, tiny_model: Path) -> None:
     own = "training.per_system={rb-ft: {classify: {lr_language: 3.0e-4, lr_vision: 6.0e-5}}}"
     lines = format_plan(build_plan(config_of(repository, manifest, tiny_model, own))).splitlines()

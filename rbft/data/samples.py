@@ -7,10 +7,10 @@ Stage 1 asks the prompt that generated the rationale and supervises the rational
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,6 +114,38 @@ def classify_items(task: Task, examples: Iterable[Example]) -> list[TrainingItem
             raise DataError(f"video {example.id}: label {example.label!r} is not one of {list(task.labels)}; mend the manifest or the task")
         items.append(TrainingItem(example, task.question_messages(example.context), example.label))
     return items
+
+
+def class_weights(items: Sequence[TrainingItem]) -> list[TrainingItem]:
+    """The label `items`, each with a weight inversely proportional to how many have its label; 1 in the mean over the items."""
+    counts = Counter(item.answer for item in items)
+    return [replace(item, weight=len(items) / (len(counts) * counts[item.answer])) for item in items]
+
+
+def replay_items(rationales: Sequence[TrainingItem], num_labels: int, share: float, seed: int) -> list[TrainingItem]:
+    """As many of stage 1's `rationales` as make up `share` of an epoch with `num_labels` label samples, in an order drawn by `seed`; all of
+    them in turn where more are asked for than there are."""
+    wanted = round(num_labels * share / (1 - share))
+    order = sorted(rationales, key=lambda item: derive_seed(seed, "replay", item.example.id))
+    return [order[number % len(order)] for number in range(wanted)]
+
+
+def weigh_replay(items: Sequence[TrainingItem], num_replay: int, adapter: ChatAdapter) -> list[TrainingItem]:
+    """The items, of which the last `num_replay` are rationales: those with the weight at which each adds as much to the loss as a label.
+
+    In the token mean a rationale of 300 tokens would count as much as 150 labels, and stage 2 would be another stage 1.
+    """
+    if not num_replay:
+        return list(items)
+    labels, rationales = items[:-num_replay], items[-num_replay:]
+    num_tokens = {item.answer: len(adapter.answer_ids(item.answer)) for item in items}
+    of_label = sum(item.weight * num_tokens[item.answer] for item in labels) / len(labels)
+    return [*labels, *(replace(item, weight=of_label / num_tokens[item.answer]) for item in rationales)]
+
+
+def draw_items(items: Sequence[TrainingItem], count: int, purpose: str, seed: int) -> tuple[TrainingItem, ...]:
+    """`count` of `items`, or all of them, the first in an order drawn by `seed` for this `purpose`."""
+    return tuple(sorted(items, key=lambda item: derive_seed(seed, purpose, item.example.id))[:count])
 
 
 class SampleEncoder:

@@ -56,12 +56,21 @@ class Study:
 
 
 def make_study(
-    repetitions: Sequence[Mapping[str, Sequence[Prediction]]], labels: Sequence[str], *, mode: Mode = "likelihood", seed: int = 0
+    repetitions: Sequence[Mapping[str, Sequence[Prediction]]],
+    labels: Sequence[str],
+    *,
+    mode: Mode = "likelihood",
+    seed: int = 0,
+    same_clips: bool = False,
 ) -> Study:
     """The study of `repetitions`, each a map of system -> its predictions on that repetition's test clips, in any order.
 
+    With `same_clips` the repetitions were tested on the same clips (training seeds on one test split), and a resample draws the clips
+    once for all of them: drawn for each repetition anew they would seem to be as many more clips.
+
     Raises:
-        DataError: no repetitions, other systems in one than in another, or predictions of a repetition that are not of the same clips.
+        DataError: no repetitions, other systems in one than in another, or predictions of a repetition that are not of the same clips; with
+            `same_clips` also where repetitions differ in them.
     """
     if not repetitions:
         raise DataError("a study needs at least one repetition")
@@ -72,13 +81,28 @@ def make_study(
     values = np.stack([_scores(each.sum(axis=0), len(systems), len(labels)) for each in cells])
     chosen = rng.integers(len(cells), size=(NUM_RESAMPLES, len(cells)))
     draws = np.zeros((NUM_RESAMPLES, *values.shape[1:]))
+    shared: NDArray[np.int64] | None = None
+    if same_clips:
+        _check_same_clips(repetitions)
+        shared = _draw_clips(rng, len(cells[0]), NUM_RESAMPLES)
     for place in range(len(cells)):
         for index, each in enumerate(cells):
             rows = np.flatnonzero(chosen[:, place] == index)
-            counts = rng.multinomial(len(each), np.full(len(each), 1 / len(each)), size=len(rows))
+            counts = _draw_clips(rng, len(each), len(rows)) if shared is None else shared[rows]
             draws[rows] += _scores(counts @ each, len(systems), len(labels)) / len(cells)
     metrics = [*METRICS, *(f"recall {label}" for label in labels)]
     return Study(systems, metrics, values, draws)
+
+
+def _draw_clips(rng: np.random.Generator, num_clips: int, num_draws: int) -> NDArray[np.int64]:
+    """How often each clip is drawn, [num_draws, num_clips]."""
+    return rng.multinomial(num_clips, np.full(num_clips, 1 / num_clips), size=num_draws)
+
+
+def _check_same_clips(repetitions: Sequence[Mapping[str, Sequence[Prediction]]]) -> None:
+    tested = [sorted(prediction.id for prediction in next(iter(repetition.values()))) for repetition in repetitions]
+    if any(ids != tested[0] for ids in tested):
+        raise DataError("the repetitions were tested on different clips; predict the same split with all of them")
 
 
 def _cells(

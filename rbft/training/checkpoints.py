@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ KEEP = 2
 """Complete checkpoints kept; the newest, and the one before it in case a disk loses the newest."""
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int, fingerprint: str, bad_videos: dict[str, str]) -> None:
-    """Write the state after `step` optimiser steps to `folder/step-…`; every rank calls this. Older checkpoints beyond `KEEP` go.
+def save_checkpoint(engine: Any, folder: Path, step: int, fingerprint: str, bad_videos: dict[str, str], keep: Collection[int] = ()) -> None:
+    """Write the state after `step` optimiser steps to `folder/step-…`; every rank calls this. Older checkpoints beyond `KEEP` go, but those
+    of the steps in `keep`.
 
     `bad_videos` (id -> error code) are those of all ranks so far: a resumed stage must know of them, or it would pass where the
     uninterrupted one fails.
     """
-    target = folder / f"step-{step:08d}"
+    target = _path(folder, step)
     if artifacts.is_complete(str(target)):
         return
     if dist.get_rank() == 0:
@@ -32,9 +34,11 @@ def save_checkpoint(engine: Any, folder: Path, step: int, fingerprint: str, bad_
     if dist.get_rank() == 0:
         lineage = {"step": step, "num_workers": dist.get_world_size(), "bad_videos": bad_videos}
         artifacts.mark_complete(str(target), fingerprint, artifacts.folder_hashes(target), lineage)
+        kept = {_path(folder, each) for each in keep}
         for old in complete_checkpoints(folder)[:-KEEP]:
-            (old / artifacts.MARKER).unlink()
-            shutil.rmtree(old)
+            if old not in kept:
+                (old / artifacts.MARKER).unlink()
+                shutil.rmtree(old)
     dist.barrier()
 
 
@@ -52,7 +56,20 @@ def load_latest(engine: Any, folder: Path, fingerprint: str) -> tuple[int, dict[
     found = complete_checkpoints(folder)
     if not found:
         return 0, {}
-    newest = found[-1]
+    return _load(engine, found[-1], fingerprint)
+
+
+def load_step(engine: Any, folder: Path, step: int, fingerprint: str) -> None:
+    """Load the checkpoint of `step`, which is there; raises `CheckpointError` as `load_latest` does."""
+    _load(engine, _path(folder, step), fingerprint)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def _load(engine: Any, newest: Path, fingerprint: str) -> tuple[int, dict[str, str]]:
+    folder = newest.parent
     marker = artifacts.read_marker(str(newest))
     if marker["fingerprint"] != fingerprint:
         raise CheckpointError(f"{newest}: is of another configuration; delete {folder} to start afresh")

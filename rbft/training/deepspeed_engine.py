@@ -102,8 +102,13 @@ class StepOutcome:
     """Supervised ones in the global batch."""
     flags: tuple[float, ...]
     """The largest of all ranks, of each flag that was given."""
-    is_finite: bool
-    """Whether the loss was finite on every rank. If not, the optimiser step has not been taken and the gradients are worthless."""
+    bad_ranks: tuple[int, ...]
+    """Those whose loss was NaN or infinite."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss was finite on every rank. If not, the optimiser step has not been taken and the gradients are worthless."""
+        return not self.bad_ranks
 
 
 def forward_backward(engine: Any, micro_batches: Sequence[MicroBatch], flags: Sequence[float] = ()) -> StepOutcome:
@@ -130,10 +135,10 @@ def forward_backward(engine: Any, micro_batches: Sequence[MicroBatch], flags: Se
     everywhere = [torch.empty_like(here) for _ in range(dist.get_world_size())]
     dist.all_gather(everywhere, here)
     found = torch.stack(everywhere).cpu()
-    is_finite = bool(found[:, 0].isfinite().all())
-    if is_finite:
+    bad_ranks = tuple((~found[:, 0].isfinite()).nonzero()[:, 0].tolist())
+    if not bad_ranks:
         engine.step()
-    return StepOutcome(float(found[:, 0].sum()) / (weight or 1.0), int(num_tokens), tuple(found[:, 1:].amax(dim=0).tolist()), is_finite)
+    return StepOutcome(float(found[:, 0].sum()) / (weight or 1.0), int(num_tokens), tuple(found[:, 1:].amax(dim=0).tolist()), bad_ranks)
 
 
 def whole_state_dict(engine: Any) -> dict[str, torch.Tensor] | None:

@@ -1,6 +1,6 @@
 """One stage of fine-tuning on one worker; every worker of the process group runs this with the same arguments.
 
-    item order -> this worker's share -> decode and encode ahead -> forward, backward, step -> log -> checkpoint -> final/
+    item order -> this worker's share -> decode and encode ahead -> forward, backward, step -> validate -> log -> checkpoint -> final/
 
 Bitwise repeatable on the same CPU type with the same number of workers; a resumed run equals an uninterrupted one.
 """
@@ -8,6 +8,7 @@ Bitwise repeatable on the same CPU type with the same number of workers; a resum
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,24 @@ from typing import Any
 import torch.distributed as dist
 
 from rbft import artifacts
-from rbft.data.samples import TrainingItem
+from rbft.data.samples import TrainingItem, weigh_replay
 from rbft.errors import TrainingError
+from rbft.models.card import model_card
 from rbft.models.chat import ChatAdapter
+from rbft.models.flops import model_flops
 from rbft.models.load import load_model, make_card, save_model
-from rbft.training.checkpoints import load_latest, save_checkpoint
+from rbft.training.checkpoints import load_latest, load_step, save_checkpoint
 from rbft.training.deepspeed_engine import build_engine, check_rates, forward_backward, free_engine, set_rates, whole_state_dict
 from rbft.training.feed import Feed
 from rbft.training.kernels import check_kernels
-from rbft.training.log import StageLog
+from rbft.training.log import open_log
+from rbft.training.meter import Meter
 from rbft.training.order import global_batches
 from rbft.training.stage import StageSpec
+from rbft.training.validation import Validations, best_scores, probe_rationales, validate, validation_steps
+from rbft.training.watch import SpikeWatch, gather_ids, keep_gradient_norm, require_finite_gradient, stop_all_ranks
+
+_LOG = logging.getLogger(__name__)
 
 
 def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
@@ -41,7 +49,9 @@ def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
     engine = build_engine(load_model(spec.model.path, precision, spec.model.attention), spec.training, spec.optimiser, adapter.patches)
     try:
         check_rates(engine, spec.optimiser)
-        bad_videos = _train(engine, adapter, spec, items)
+        keep_gradient_norm(engine)
+        bad_videos = _train(engine, adapter, spec, weigh_replay(items, spec.num_replay, adapter))
+        probe_rationales(engine, adapter, spec, "after")
         _check_bad_share(spec, bad_videos, len(items))
         _write_final(engine, adapter, spec, final)
     finally:
@@ -50,41 +60,74 @@ def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
 
 
 def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[TrainingItem]) -> dict[str, str]:
-    """Take all optimiser steps that are left; id -> error code of the videos that could not be used, those of all ranks."""
+    """Take all optimiser steps that are left; id -> error code of the videos that could not be used, those of all ranks.
+
+    The engine then holds the weights of the last step, or of the best validation if there was any.
+    """
     training, checkpoints = spec.training, Path(spec.folder) / "checkpoints"
     rank = dist.get_rank()
-    batches = global_batches(len(items), training.global_batch_size, spec.epochs, spec.seed)
+    batches = global_batches(len(items), training.global_batch_size, spec.epochs, spec.seed, spec.classes)
+    validate_after = validation_steps(training.validation, len(batches), spec.epochs) if spec.validation else frozenset()
     first_step, bad_videos = load_latest(engine, checkpoints, spec.fingerprint)
+    validations = Validations(spec, first_step)
+    if first_step == 0:
+        probe_rationales(engine, adapter, spec, "before")
 
+    last_step = first_step
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(contextlib.closing(StageLog(Path(spec.folder), first_step))) if rank == 0 else None
-        feed = stack.enter_context(Feed(spec, adapter, items, batches[first_step:], rank, training.num_workers))
+        log = stack.enter_context(contextlib.closing(open_log(spec, first_step))) if rank == 0 else None
+        watch = SpikeWatch.of_all_ranks(log.losses if log is not None else ())
+        left = [] if validations.is_over else batches[first_step:]
+        feed = stack.enter_context(Feed(spec, adapter, items, left, rank, training.num_workers))
+        meter = Meter(model_flops(engine.module.model), engine.device, training.precision)
         started = time.monotonic()
-        for step, batch in enumerate(feed, first_step):
-            if step == first_step and training.check_kernels:
+        for last_step, batch in enumerate(feed, first_step + 1):
+            if last_step == first_step + 1 and training.check_kernels:
                 check_kernels(engine, batch.micro_batches[0], training.precision)
-            rates = set_rates(engine, step, len(batches), spec.optimiser.warmup_ratio)
+            meter.start()
+            rates = set_rates(engine, last_step - 1, len(batches), spec.optimiser.warmup_ratio)
             outcome = forward_backward(engine, batch.micro_batches)
+            if not outcome.is_finite:
+                stop_all_ranks("the loss", last_step, outcome.bad_ranks, batch.ids)
+            grad_norm = require_finite_gradient(engine, last_step, batch.ids)
+            metered = meter.measure(batch)
             elapsed_s = time.monotonic() - started
-            steps_done = step + 1
-            scalars = {
-                "step": steps_done,
+            line: dict[str, Any] = {
+                "step": last_step,
                 "num_steps": len(batches),
-                "epoch": steps_done * spec.epochs / len(batches),
+                "epoch": last_step * spec.epochs / len(batches),
                 "loss": outcome.loss,
-                "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+                "grad_norm": grad_norm,
                 "supervised_tokens": outcome.num_tokens,
-                "samples_per_s": (steps_done - first_step) * training.global_batch_size / elapsed_s,
+                **metered,
                 "data_wait_s": batch.waited_s,
                 "elapsed_s": elapsed_s,
-                "eta_s": elapsed_s / (steps_done - first_step) * (len(batches) - steps_done),
+                "eta_s": elapsed_s / (last_step - first_step) * (len(batches) - last_step),
                 **rates,
             }
+            if watch.is_spike(outcome.loss):
+                ids = sorted(id_ for by_rank in gather_ids(batch.ids) for id_ in by_rank)
+                line |= {"spike": True, "spike_ids": ids}
+                if rank == 0:
+                    _LOG.warning("loss spike stage=%s step=%d loss=%.4f ids=%s", spec.name, last_step, outcome.loss, ",".join(ids))
+            is_best = False
+            if last_step in validate_after:
+                found = validate(engine, adapter, spec, last_step)
+                is_best = validations.add(found)
+                line |= {f"validation_{name}": score for name, score in found.scores.items()}
+            is_end = last_step == len(batches) or validations.is_over
+            if is_end and last_step < len(batches):
+                line["ended_early"] = True
             if log is not None:
-                log.write(scalars)
-            if steps_done % training.checkpoint_every_steps == 0 or steps_done == len(batches):
+                log.write(line)
+            if is_end or is_best or last_step % training.checkpoint_every_steps == 0:
                 bad_videos |= _of_all_ranks(feed.bad_videos())
-                save_checkpoint(engine, checkpoints, steps_done, spec.fingerprint, bad_videos)
+                keep = () if validations.best is None else (validations.best.step,)
+                save_checkpoint(engine, checkpoints, last_step, spec.fingerprint, bad_videos, keep)
+            if is_end:
+                break
+    if validations.best is not None and validations.best.step != last_step:
+        load_step(engine, checkpoints, validations.best.step, spec.fingerprint)
     return bad_videos
 
 
@@ -106,5 +149,6 @@ def _write_final(engine: Any, adapter: ChatAdapter, spec: StageSpec, final: Path
     if weights is not None:
         card = make_card(spec.task, spec.video.spec(), spec.lineage | {"fingerprint": spec.fingerprint})
         save_model(engine.module.model, weights, adapter.processor, final, card)
+        (final / "README.md").write_text(model_card(spec.task, spec.video.spec(), card["lineage"], best_scores(spec)), encoding="utf-8")
         artifacts.publish(final.resolve(), str(final), spec.fingerprint, spec.lineage)
     dist.barrier()

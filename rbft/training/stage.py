@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rbft.config import ModelConfig, OptimiserConfig, TrainingConfig, VideoConfig
+from rbft.data.samples import TrainingItem
 from rbft.task import Task
+
+VALIDATION_FILE = "validation.json"
+"""In a stage's folder: all its validations, in order."""
+PROBE_FILE = "rationale_loss.json"
+"""In a stage's folder: the loss of stage 1's rationales before and after it, nats a token (readings, 27)."""
 
 
 @dataclass(frozen=True)
@@ -28,3 +34,11 @@ class StageSpec:
     seed: int
     max_bad_fraction: float
     lineage: dict[str, Any]
+    classes: tuple[str | None, ...] = ()
+    """Of each item, None for one that has none, where classes are to stand in an epoch equally often; empty: every item once."""
+    num_replay: int = 0
+    """How many of the items, the last ones, are rationales that stage 1 learned from: each weighs as much as a label does."""
+    validation: tuple[TrainingItem, ...] = ()
+    """What is scored while the stage trains, as `training.validation` says; empty: nothing is."""
+    probe: tuple[TrainingItem, ...] = ()
+    """Rationales whose loss is measured before and after the stage."""

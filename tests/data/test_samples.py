@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 from rbft.data.samples import (
     SampleEncoder,
     TrainingItem,
+    class_weights,
     classify_items,
+    draw_items,
     human_rationales,
     label_subset,
     own_subset,
     rationale_items,
+    replay_items,
     shuffled_rationales,
+    weigh_replay,
 )
 from rbft.errors import DataError, VideoMissingError
 from rbft.models.chat import IGNORE_INDEX, ChatAdapter
@@ -143,3 +147,43 @@ def test_fillers_and_bad_videos_become_samples_without_supervised_tokens(example
         assert empty.grid_thw.tolist() == [1, 2, 2]
     assert list(encoder.errors) == ["gone"]
     assert isinstance(encoder.errors["gone"], VideoMissingError)
+
+
+def plain_items(*answers: str) -> list[TrainingItem]:
+    return [TrainingItem(Example(f"v{i}", "v.mp4", label=answer), TASK.question_messages(), answer) for i, answer in enumerate(answers)]
+
+
+@given(st.lists(st.sampled_from(["normal", "abnormal", "odd"]), min_size=1, max_size=50))
+def test_class_weights_make_every_class_count_the_same_and_are_one_in_the_mean(labels: list[str]) -> None:
+    items = class_weights(plain_items(*labels))
+    assert [item.answer for item in items] == labels
+    by_class = {label: sum(item.weight for item in items if item.answer == label) for label in set(labels)}
+    assert list(by_class.values()) == pytest.approx([len(labels) / len(by_class)] * len(by_class))
+
+
+def test_replay_is_its_share_of_the_samples_and_goes_round_where_there_are_too_few() -> None:
+    rationales = plain_items(*(f"rationale {i}" for i in range(10)))
+    few = replay_items(rationales, num_labels=27, share=0.1, seed=0)
+    assert len(few) == 3 and len({item.answer for item in few}) == 3
+    assert few == replay_items(rationales[::-1], 27, 0.1, 0) != replay_items(rationales, 27, 0.1, 1)
+    many = replay_items(rationales, num_labels=15, share=0.5, seed=0)
+    assert many[:3] == few and len(many) == 15 and {item.answer for item in many} == {item.answer for item in rationales}
+    assert replay_items(rationales, 27, 0.0, 0) == []
+
+
+def test_a_replayed_rationale_weighs_as_much_as_a_label_however_long_it_is(adapter: ChatAdapter) -> None:
+    labels = class_weights(plain_items("normal", "normal", "normal", "abnormal"))
+    rationales = plain_items("a dog", "a dog that runs across the yard and back")
+    items = weigh_replay([*labels, *rationales], 2, adapter)
+    assert items[:4] == labels
+    total = [item.weight * len(adapter.answer_ids(item.answer)) for item in items]
+    assert total[4:] == pytest.approx([sum(total[:4]) / 4] * 2)
+    assert weigh_replay(labels, 0, adapter) == labels
+
+
+def test_a_draw_depends_on_seed_and_purpose_and_not_on_the_order() -> None:
+    items = plain_items(*["normal"] * 20)
+    drawn = draw_items(items, 5, "validation", 0)
+    assert len(drawn) == 5 and drawn == draw_items(items[::-1], 5, "validation", 0) == draw_items(items, 9, "validation", 0)[:5]
+    assert drawn != draw_items(items, 5, "probe", 0) and drawn != draw_items(items, 5, "validation", 1)
+    assert set(map(id, draw_items(items, 99, "validation", 0))) == set(map(id, items))

@@ -73,6 +73,18 @@ def test_pairing_cancels_what_the_systems_share() -> None:
     assert make_study(other, LABELS).difference("a", "b", "accuracy").ci95[1] > 0.03
 
 
+def test_seeds_tested_on_the_same_clips_are_not_as_many_more_clips() -> None:
+    rows = mixed(40, 30)
+    one = make_study([{"a": rows}], LABELS).estimate("a", "accuracy")
+    shared, drawn_anew = (make_study([{"a": rows}] * 4, LABELS, same_clips=each).estimate("a", "accuracy") for each in (True, False))
+    assert shared.value == one.value
+    # Four seeds that answer alike say no more than one; as four test sets they would halve the interval.
+    assert np.diff(shared.ci95) == pytest.approx(np.diff(one.ci95), rel=0.1)
+    assert np.diff(drawn_anew.ci95) == pytest.approx(np.diff(one.ci95) / 2, rel=0.1)
+    with pytest.raises(DataError, match="tested on different clips"):
+        make_study([{"a": rows}, {"a": rows[1:]}], LABELS, same_clips=True)
+
+
 def test_unpaired_clips_and_other_systems_are_refused() -> None:
     with pytest.raises(DataError, match="other clips"):
         make_study([{"a": mixed(1, 1), "b": mixed(1, 1)[1:]}], LABELS)

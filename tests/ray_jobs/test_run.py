@@ -1,15 +1,17 @@
 """What a run remembers, and what makes an artifact another artifact."""
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from miniature.world import sample_world
 from miniature.write import write_world
-from ray_jobs.generate import generate
+from ray_jobs.generate import distinct_rationales, generate
 from ray_jobs.run import Run
-from ray_jobs.train import PlannedStage, plan_stages
+from ray_jobs.train import PlannedStage, follow, plan_stages
 from rbft import rows
 from rbft.config import load_config
 from rbft.errors import ArtifactError, DataError, JobError, LeakError, ManifestError, ModelError
@@ -326,3 +328,108 @@ def test_rationales_none_of_which_pass_are_an_error(open_run: OpenRun) -> None:
     generate([open_run()])
     with pytest.raises(DataError, match="no training video has a rationale that passes the gates"):
         plan_stages(open_run("gates.profile=filter"))
+
+
+BEYOND = {
+    "class_balance": "training.class_balance=sampling",
+    "weights": "training.class_balance=loss",
+    "replay": "training.replay_share=0.25",
+    "validation": "training.validation={every_steps: 2, patience: 3}",
+    "probe": "training.rationale_probe=3",
+}
+
+
+@pytest.fixture
+def labelled_run(open_run: OpenRun, world: Path, tmp_path: Path) -> OpenRun:
+    """Opens a run with rationales of six training videos, one of which is "abnormal", and two validation videos."""
+    clips = sorted((world.parent / "clips").glob("*.mp4"))
+    kinds = [*[("normal", "train")] * 5, ("abnormal", "train"), ("normal", "validation"), ("abnormal", "validation"), ("normal", "test")]
+    path = annotations(tmp_path, *(f"v{i},{clip},{','.join(kind)}" for i, (clip, kind) in enumerate(zip(clips, kinds, strict=False))))
+
+    class OpenLabelled(OpenRun):
+        def __call__(self, *overrides: str) -> Run:
+            source = ("data.manifest=null", f"data.annotations={path}", "evaluation.systems=[direct-sft-1,rb-ft]")
+            return open_run(*source, *overrides)
+
+    opened = object.__new__(OpenLabelled)
+    write_rationales(opened(), num_bad=0)
+    generate([opened()])
+    return opened
+
+
+def test_what_goes_beyond_the_paper_makes_another_stage_two_of_it_and_leaves_all_others_as_they_are(labelled_run: OpenRun) -> None:
+    def fingerprints(*overrides: str) -> dict[str, str]:
+        return {planned.spec.name: planned.spec.fingerprint for planned in plan_stages(labelled_run(*overrides))}
+
+    plain = fingerprints()
+    both = {"direct-sft-1/classify", "rb-ft/classify"}
+    changed = {name: {stage for stage, each in fingerprints(override).items() if each != plain[stage]} for name, override in BEYOND.items()}
+    assert changed == {"class_balance": both, "weights": both, "replay": {"rb-ft/classify"}, "validation": both, "probe": set()}
+    other = fingerprints("training.validation={every_steps: 2, patience: 4}")
+    assert len({each["rb-ft/classify"] for each in (plain, other, *map(fingerprints, BEYOND.values()))}) == 6  # the probe changes nothing
+
+
+def test_stage_two_gets_what_it_is_asked_to_have(labelled_run: OpenRun) -> None:
+    def stage_two(*overrides: str) -> PlannedStage:
+        return {planned.spec.name: planned for planned in plan_stages(labelled_run(*overrides))}["rb-ft/classify"]
+
+    weighted = stage_two(BEYOND["weights"])
+    assert {(item.answer, round(item.weight, 3)) for item in weighted.items} == {("normal", 0.6), ("abnormal", 3.0)}
+    # A quarter of eight samples, and of thirteen once "abnormal" stands as often as "normal" does.
+    assert [(stage_two(BEYOND["replay"], *more).spec.num_replay) for more in ((), (BEYOND["class_balance"],))] == [2, 3]
+    replayed = stage_two(BEYOND["replay"], BEYOND["class_balance"])
+    assert len(replayed.items) == 9 and replayed.spec.classes == (*["normal"] * 5, "abnormal", None, None, None)
+    assert all(item.answer.startswith("dog ") for item in replayed.items[6:])
+    validated = stage_two(BEYOND["validation"])
+    assert {item.example.id for item in validated.spec.validation} == {"v6", "v7"}
+    assert len(stage_two(BEYOND["probe"]).spec.probe) == 3
+    assert (weighted.spec.lineage["class_balance"], replayed.spec.lineage["num_replay"]) == ("loss", 3)
+
+
+def test_validation_without_a_validation_split_is_refused(open_run: OpenRun) -> None:
+    with pytest.raises(DataError, match=r"no labelled video is in the split validation; give it a share"):
+        plan_stages(open_run("evaluation.systems=[direct-sft-1]", BEYOND["validation"]))
+
+
+def test_other_seeds_train_the_same_systems_beside_the_first_on_the_same_videos_and_rationales(labelled_run: OpenRun) -> None:
+    runs = labelled_run("training.seeds=[5,6]", "evaluation.systems=[zero-shot,rb-ft]").all_seeds()
+    assert [(run.config.seed, run.label) for run in runs] == [(0, "miniature"), (5, "miniature seed 5"), (6, "miniature seed 6")]
+    assert [run.config.evaluation.systems for run in runs] == [("zero-shot", "rb-ft"), ("rb-ft",), ("rb-ft",)]
+    stages = [plan_stages(run) for run in runs]
+    assert len({planned.spec.folder for each in stages for planned in each}) == 6
+    assert all(each[0].items == stages[0][0].items and each[1].items == stages[0][1].items for each in stages)
+    assert [each[1].spec.seed for each in stages] == [0, 5, 6]
+    assert stages[0][1].spec.fingerprint == plan_stages(labelled_run("evaluation.systems=[rb-ft]"))[1].spec.fingerprint
+    # One record for all of them, in which each finds its own.
+    assert [
+        run.stage_folders()["rb-ft", "classify"].endswith(each[1].spec.fingerprint) for run, each in zip(runs, stages, strict=True)
+    ] == [True] * 3
+    assert {"train/rb-ft/classify", "seed-6/train/rb-ft/classify"} <= set(runs[0].fact("artifacts"))
+
+
+def test_seeds_share_their_rationales_unless_those_are_drawn(labelled_run: OpenRun) -> None:
+    seeds = "training.seeds=[5,6]"
+    assert len(distinct_rationales(labelled_run(seeds).all_seeds())) == 1
+    assert len(distinct_rationales(labelled_run(seeds, "generation.temperature=0.7").all_seeds())) == 3
+    assert distinct_rationales(labelled_run(seeds, "evaluation.systems=[direct-sft-1]").all_seeds()) == []
+
+
+def test_without_further_seeds_a_run_is_one(open_run: OpenRun) -> None:
+    run = open_run()
+    assert run.all_seeds() == [run]
+
+
+def test_the_driver_follows_from_a_stage_that_ended_early_to_the_next(labelled_run: OpenRun, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = plan_stages(labelled_run("evaluation.systems=[rb-ft]"))
+    usual: dict[str, Any] = {"num_steps": 9, "loss": 0.5, "samples_per_s": 8.25, "data_wait_share": 0.25, "elapsed_s": 3.0, "eta_s": 1.0}
+    last: list[dict[str, Any]] = [{"step": 4, "ended_early": True}, {"step": 9, "mfu": 0.4213}]
+    for planned, line in zip(stages, last, strict=True):
+        Path(planned.spec.folder).mkdir(parents=True)
+        (Path(planned.spec.folder) / "log.jsonl").write_text(json.dumps(usual | line) + "\n")
+    thread = threading.Thread(target=follow, args=(stages, threading.Event()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for steps that never come"
+    told = capsys.readouterr().out
+    assert "rb-ft/rationale: step 4/9, loss 0.500, 8.2 samples/s, 25.00 % of it waiting for data\n" in told
+    assert "rb-ft/classify: step 9/9, loss 0.500, 8.2 samples/s, MFU 42.13 %, 25.00 % of it waiting for data\n" in told

@@ -22,6 +22,7 @@ from rbft.records import Example
 from rbft.training import loop
 from rbft.training.deepspeed_engine import build_engine, forward_backward, set_rates, whole_state_dict
 from rbft.training.kernels import check_kernels
+from rbft.training.log import StageLog
 from rbft.training.order import worker_share
 from rbft.training.stage import StageSpec
 from rbft.video.pool import DecodePool
@@ -122,7 +123,7 @@ def many_steps(model: Path, cases: dict[str, tuple[TrainingConfig, list[Training
 
 def run_until_killed(spec: StageSpec, items: list[TrainingItem], last_step: int) -> None:
     """`run_stage`, whose rank 0 is killed when it has half written the log's line after that of `last_step`."""
-    write = loop.StageLog.write
+    write = StageLog.write
 
     def write_and_die(log: Any, scalars: dict[str, float]) -> None:
         if scalars["step"] > last_step:
@@ -131,7 +132,7 @@ def run_until_killed(spec: StageSpec, items: list[TrainingItem], last_step: int)
             os.kill(os.getpid(), signal.SIGKILL)
         write(log, scalars)
 
-    with mock.patch.object(loop.StageLog, "write", write_and_die):
+    with mock.patch.object(StageLog, "write", write_and_die):
         loop.run_stage(spec, items)
 
 
