@@ -12,13 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from rbft import artifacts
 from rbft.data.samples import TrainingItem
 from rbft.errors import TrainingError
+from rbft.models.adapters import merge_adapter, save_adapter
 from rbft.models.chat import ChatAdapter
 from rbft.models.load import load_model, make_card, save_model
+from rbft.seeds import derive_seed
 from rbft.training.checkpoints import load_latest, save_checkpoint
 from rbft.training.deepspeed_engine import build_engine, check_rates, forward_backward, free_engine, set_rates, whole_state_dict
 from rbft.training.feed import Feed
@@ -37,7 +40,9 @@ def run_stage(spec: StageSpec, items: list[TrainingItem]) -> Path:
     final = Path(spec.folder) / "final"
     precision = "bfloat16" if spec.training.precision == "bf16" else "float32"
     adapter = ChatAdapter(spec.model.path, spec.video.spec())
-    engine = build_engine(load_model(spec.model.path, precision, spec.model.attention), spec.training, spec.optimiser)
+    quantised = spec.training.lora is not None and spec.training.lora.quantised_base != "none"
+    model = load_model(spec.model.path, precision, spec.model.attention, quantised)
+    engine = build_engine(model, spec.training, spec.optimiser, spec.seed)
     try:
         check_rates(engine, spec.optimiser)
         bad_videos = _train(engine, adapter, spec, items)
@@ -61,6 +66,8 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
         started = time.monotonic()
         for step, batch in enumerate(feed, first_step):
             rates = set_rates(engine, step, len(batches), spec.optimiser.warmup_ratio)
+            # What dropout draws depends on the step alone, so that a resumed stage draws the same.
+            torch.manual_seed(derive_seed(spec.seed, "dropout", step, rank))
             outcome = forward_backward(engine, batch.micro_batches)
             elapsed_s = time.monotonic() - started
             steps_done = step + 1
@@ -99,9 +106,18 @@ def _check_bad_share(spec: StageSpec, bad_videos: dict[str, str], num_items: int
 
 
 def _write_final(engine: Any, adapter: ChatAdapter, spec: StageSpec, final: Path) -> None:
-    weights = whole_state_dict(engine)
+    with_lora = spec.training.lora is not None
+    weights = whole_state_dict(engine, adapters_only=with_lora)
     if weights is not None:
-        card = make_card(spec.task, spec.video.spec(), spec.lineage | {"fingerprint": spec.fingerprint})
-        save_model(engine.module.model, weights, adapter.processor, final, card)
+        card, model = make_card(spec.task, spec.video.spec(), spec.lineage | {"fingerprint": spec.fingerprint}), engine.module.model
+        if with_lora:
+            beside = final.with_name("adapter")
+            save_adapter(model, weights, spec.model.path, beside, card)
+            base = spec.lineage.get("base") or artifacts.model_fingerprint(spec.model.path)
+            artifacts.publish(beside.resolve(), str(beside), spec.fingerprint, spec.lineage | {"base": base})
+            # From the files, as `rbft export` does: base weights have not changed, and may be held here in parts or in 4 bits.
+            model = merge_adapter(beside, spec.model.path)
+            weights = dict(model.named_parameters())
+        save_model(model, weights, adapter.processor, final, card)
         artifacts.publish(final.resolve(), str(final), spec.fingerprint, spec.lineage)
     dist.barrier()
