@@ -23,8 +23,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 def export_model(source: str, target: str, base: str | None = None) -> str:
     """Copy the model folder `source`, or merge the adapter folder `source`, to `target`; what was done, in words.
 
-    `base` is where the adapter's base model is now, if not where it was in training. Raises `ModelError` if a folder is no model or the base
-    is another one than the adapter was trained on, `ArtifactError` if bytes have changed or `target` holds something else.
+    `base` is where the adapter's base model is now, if not where it was in training. Raises `ModelError` if a folder is no model or the
+    base is another one than the adapter was trained on, `ArtifactError` if bytes have changed or `target` holds something.
     """
     folder = Path(source)
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
@@ -58,7 +58,9 @@ def _require_free(target: str, fingerprint: str) -> None:
     """Raise `ArtifactError` if `target` holds anything."""
     if artifacts.is_complete(target):
         found = artifacts.read_marker(target)["fingerprint"]
-        raise ArtifactError(f"{target}: holds a model already ({'this one' if found == fingerprint else 'another one'}); choose another target")
+        raise ArtifactError(
+            f"{target}: holds a model already ({'this one' if found == fingerprint else 'another one'}); choose another target"
+        )
     if storage.is_local(target) and storage.local_path(target).is_dir() and any(storage.local_path(target).iterdir()):
         raise ArtifactError(f"{target}: is not empty and no whole model of ours; delete it or choose another target")
 
@@ -75,7 +77,9 @@ def _check_base(adapter: Path, base: str, expected: str | None) -> None:
     if artifacts.is_complete(base):
         artifacts.verify(Path(base))
     if expected is not None and (found := artifacts.model_fingerprint(base)) != expected:
-        raise ModelError(f"{adapter}: was trained on the model {expected}, and {base} is {found}; give the folder of the right one as --base")
+        raise ModelError(
+            f"{adapter}: was trained on the model {expected}, and {base} is {found}; give the folder of the right one as --base"
+        )
 
 
 def _beside(target: str) -> Path | None:
@@ -94,4 +98,6 @@ def _write_merged(adapter: Path, base: str, folder: Path) -> None:
     from rbft.models.load import TASK_CARD, save_model
 
     model = merge_adapter(adapter, base)
-    save_model(model, dict(model.named_parameters()), AutoProcessor.from_pretrained(base), folder, json.loads((adapter / TASK_CARD).read_text()))
+    save_model(
+        model, dict(model.named_parameters()), AutoProcessor.from_pretrained(base), folder, json.loads((adapter / TASK_CARD).read_text())
+    )

@@ -63,7 +63,7 @@ def build_parameter_groups(model: Any, optimiser: OptimiserConfig, frozen: Colle
 
 
 def check_parameter_groups(model: Any, groups: list[dict[str, Any]], frozen: Collection[ModelPart] = ()) -> None:
-    """Raise `TrainingError` unless every trainable parameter of `model` is in exactly one group, and the parts with one are all but `frozen`.
+    """Raise `TrainingError` unless every trainable parameter of `model` is in exactly one group and all parts but `frozen` have some.
 
     A tied language head is the token embeddings' parameter, and has none of its own.
     """

@@ -140,7 +140,10 @@ def _measure_pieces(kind: type[Any], text: str, precision: str, lora: LoraConfig
         return lambda: embed(pixels)
 
     def vision(number: int) -> Callable[[], torch.Tensor]:
-        given, where = states(number, width, needs_grad="vision" in learning), rotary(number, width // config.vision_config.num_heads, torch.float32)
+        given, where = (
+            states(number, width, needs_grad="vision" in learning),
+            rotary(number, width // config.vision_config.num_heads, torch.float32),
+        )
         return lambda: block(given, cu_seqlens=torch.tensor([0, number]), position_embeddings=where)
 
     def merger(number: int) -> Callable[[], torch.Tensor]:

@@ -157,7 +157,8 @@ def forward_backward(engine: Any, micro_batches: Sequence[dict[str, torch.Tensor
 def whole_state_dict(engine: Any, adapters_only: bool = False) -> dict[str, torch.Tensor] | None:
     """The model's weights, tied ones once, on rank 0; None on the other ranks. Every rank calls this.
 
-    With `adapters_only` those of the adapters alone: the others are as they were loaded. Under ZeRO-3 they are gathered one by one into the CPU's memory; else they are the model's own tensors, not copies.
+    With `adapters_only` those of the adapters alone: the others are as they were loaded. Under ZeRO-3 they are gathered one by one into
+    the CPU's memory; else they are the model's own tensors, not copies.
     """
     import deepspeed
 

@@ -100,7 +100,9 @@ def test_which_parameters_decay_is_the_rule_of_the_hugging_face_trainer(model: A
     ours = {name for name, parameter in model.named_parameters() if id(parameter) in decaying}
     names = {name for name, _ in model.named_parameters()}
     # What their patterns miss: RMSNorms called norm1, norm2 and ln_q. Qwen2-VL's are LayerNorms, which they know by class.
-    missed = {name for name in names if re.search(r"visual.*\.(norm1|norm2|ln_q)\.weight$", name)} if "2_5" in type(model).__name__ else set()
+    missed = (
+        {name for name in names if re.search(r"visual.*\.(norm1|norm2|ln_q)\.weight$", name)} if "2_5" in type(model).__name__ else set()
+    )
     assert (len(missed) > 0) == ("2_5" in type(model).__name__)
     assert (ours, theirs & names) == (ours, ours | missed)
     assert ours and not any("norm" in name or name.endswith("bias") for name in ours)
