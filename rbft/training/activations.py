@@ -1,4 +1,6 @@
-"""What activations of a model take, measured on a model without weights or data: each kind of block once, on PyTorch's meta device.
+"""What activations of a model take, and gradient checkpointing, which keeps fewer of them.
+
+They are measured on a model without weights or data: each kind of block once, on PyTorch's meta device.
 
 Forward and backward of one block run as they would in training, with its adapters, its frozen weights and its precision, but compute
 nothing; the storages that live meanwhile are counted. Memory grows linearly with tokens (attention keeps no n x n matrix: SDPA's and
@@ -27,6 +29,14 @@ from rbft.models.parameter_groups import freeze_parts, part_of
 _ATTENTION = "rbft_measured"
 _SIZES = (64, 128)
 """Tokens of the two measurements."""
+
+
+def recompute_activations(model: Any) -> None:
+    """Let the blocks of both towers keep their inputs alone, and compute the rest again in the backward pass."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers 5.19 also lets the patch and token embeddings' outputs require gradients. Reentrant checkpointing needs that and this
+    # does not, and a frozen vision tower would be recomputed and gone back through for nothing.
+    model.disable_input_require_grads()
 
 
 class LiveBytes(TorchDispatchMode):

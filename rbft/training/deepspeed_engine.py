@@ -18,6 +18,7 @@ from rbft.config import OptimiserConfig, TrainingConfig
 from rbft.errors import TrainingError
 from rbft.models.adapters import add_adapters, is_adapter
 from rbft.models.parameter_groups import build_parameter_groups, freeze_parts
+from rbft.training.activations import recompute_activations
 from rbft.training.loss import SupervisedLoss, supervised_totals
 from rbft.training.schedule import cosine_with_warmup
 
@@ -47,7 +48,7 @@ def build_engine(model: Any, training: TrainingConfig, optimiser: OptimiserConfi
     if dist.get_world_size() != training.num_workers:
         raise TrainingError(f"training.num_workers is {training.num_workers}, the process group has {dist.get_world_size()} workers")
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     if training.lora is not None:
         add_adapters(model, training.lora, seed)
     freeze_parts(model, training.freeze)

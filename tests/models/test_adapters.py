@@ -21,6 +21,7 @@ from rbft.models.chat import ChatAdapter
 from rbft.models.export import export_model
 from rbft.models.load import TASK_CARD, load_model, make_card, read_card
 from rbft.models.parameter_groups import build_parameter_groups
+from rbft.training.activations import recompute_activations
 from rbft.training.loss import SupervisedLoss
 from tests.samples import SPEC, TASK, random_clip
 
@@ -132,7 +133,7 @@ def test_every_adapter_of_both_towers_gets_its_gradient_with_checkpointing_as_wi
         model = adapted(model_folder)
         disturb(model)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
             assert all(block.gradient_checkpointing for block in [*model.model.visual.blocks, *model.model.language_model.layers])
         SupervisedLoss(model.train())(**batch).backward()
         gradients[checkpointing] = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}

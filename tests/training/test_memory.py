@@ -14,7 +14,7 @@ from rbft.models.adapters import add_adapters
 from rbft.models.parameter_groups import freeze_parts
 from rbft.models.positions import use_reference_positions
 from rbft.models.shape import ModelShape, read_model_shape
-from rbft.training.activations import LiveBytes
+from rbft.training.activations import LiveBytes, recompute_activations
 from rbft.training.loss import SupervisedLoss
 from rbft.training.memory import SampleSize, activation_bytes, remedies, training_memory
 from tests.tiny_models import Kind, make_tiny_model
@@ -52,7 +52,7 @@ def live_bytes(shape: ModelShape, training: TrainingConfig) -> int:
     model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     use_reference_positions(model)
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     if training.lora is not None:
         add_adapters(model, training.lora, 0)
     freeze_parts(model, training.freeze)
@@ -111,6 +111,19 @@ def test_activations_are_estimated_to_15_percent(shape: ModelShape, case: str) -
 @pytest.mark.parametrize("case", SLOW_CASES)
 def test_activations_are_estimated_to_15_percent_whatever_is_trained(shape: ModelShape, case: str) -> None:
     check_activations(shape, SLOW_CASES[case])
+
+
+def test_a_frozen_tower_keeps_nothing_for_a_backward_pass_that_does_not_reach_it(shape: ModelShape) -> None:
+    config: Any = AutoConfig.for_model(**shape.config.to_dict())
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).train()
+    recompute_activations(model)
+    assert all(block.gradient_checkpointing for block in [*model.model.visual.blocks, *model.model.language_model.layers])
+    pixels = torch.randn(64, 3 * shape.temporal_patch_size * shape.patch_size**2)
+    for frozen in (True, False):
+        freeze_parts(model, ["vision", "merger"] if frozen else [])
+        output = model.model.visual(pixels, grid_thw=torch.tensor([[1, 8, 8]])).pooler_output
+        assert all(states.requires_grad != frozen for states in output)
+        model.requires_grad_(True)
 
 
 def test_live_bytes_are_those_of_the_storages_that_are_there() -> None:
