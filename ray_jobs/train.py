@@ -204,6 +204,9 @@ def _stage(
         "optimiser": optimiser.model_dump(mode="json"),
         "deepspeed": config.training.deepspeed,
         "gradient_checkpointing": config.training.gradient_checkpointing,
+        # Only where they are used: a stage without them is the one that it was before there were any.
+        **({"lora": config.training.lora.model_dump(mode="json")} if config.training.lora else {}),
+        **({"freeze": sorted(config.training.freeze)} if config.training.freeze else {}),
         "attention": config.model.attention,
         "batching": config.training.batching,
         "fused_kernels": config.training.fused_kernels,

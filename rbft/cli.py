@@ -97,12 +97,13 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, review, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, review, export, doctor."""
     _add_init(subparsers)
     _add_validate(subparsers)
     _add_import(subparsers)
     _add_plan(subparsers)
     _add_review(subparsers)
+    _add_export(subparsers)
     _add_doctor(subparsers)
 
 
@@ -199,13 +200,17 @@ def _import(arguments: argparse.Namespace) -> None:
 def _add_plan(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("plan", help="say what a run would do: steps, videos, tokens, memory; starts nothing")
     add_run_arguments(parser)
+    parser.add_argument(
+        "--gpu-memory-gib", type=float, metavar="N", help="memory of a training GPU (default: of this machine's, if it has one)"
+    )
     parser.set_defaults(handler=_plan)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     from rbft.plan import build_plan, format_plan
 
-    print(format_plan(build_plan(read_run(arguments))))
+    gib = arguments.gpu_memory_gib
+    print(format_plan(build_plan(read_run(arguments), None if gib is None else int(gib * 2**30))))
 
 
 def _add_review(subparsers: Subparsers) -> None:
@@ -241,6 +246,22 @@ def _review(arguments: argparse.Namespace) -> None:
         serve_review(reviewer, config.video, arguments.port, lambda url: print(f"open {url} (Ctrl-C ends it)", flush=True))
     counts = reviewer.counts()
     print(f"\n{', '.join(f'{number} {status}' for status, number in counts.items())}; `rbft train` learns them as they are now")
+
+
+def _add_export(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("export", help="copy a trained model out of its run, or merge an adapter with its base; checks hashes")
+    parser.add_argument("folder", help="a stage's final/ or adapter/")
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="the model folder to make: a path, or a URI of any pyarrow filesystem"
+    )
+    parser.add_argument("--base", metavar="FOLDER", help="where the adapter's base model is now (default: where it was in training)")
+    parser.set_defaults(handler=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from rbft.models.export import export_model
+
+    print(export_model(arguments.folder, arguments.out, arguments.base))
 
 
 def _add_doctor(subparsers: Subparsers) -> None:

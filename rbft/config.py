@@ -334,6 +334,36 @@ class ValidationConfig(_Section):
         return self
 
 
+ModelPart = Literal["vision", "merger", "language", "embeddings"]
+"""The parts of a video chat model (`rbft.models.parameter_groups.part_of`): vision tower, merger, the language model's blocks with the
+final norm, token embeddings with the language head."""
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters in place of whole weights: beyond the paper, which trains all. Every weight but the adapters' is frozen."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    """What the adapters add is scaled by alpha / rank, with `rslora` by alpha / sqrt(rank)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    rslora: bool = False
+    """Rank-stabilised scaling (Kalajdzievski 2023): for ranks of 64 and more."""
+    language: Literal["all"] | tuple[str, ...] = "all"
+    """Linear layers of the language model's blocks that get an adapter, by the last part of their names (q_proj, k_proj, v_proj, o_proj,
+    gate_proj, up_proj, down_proj): "all", or some; [] for none."""
+    vision: Literal["all"] | tuple[str, ...] = ()
+    """The same of the vision tower without the merger (qkv, proj; gate_proj, up_proj, down_proj in Qwen2.5-VL, fc1, fc2 in Qwen2-VL). These
+    learn at `lr_vision`."""
+    quantised_base: Literal["none", "nf4"] = "none"
+    """"nf4": the frozen weights are held in 4 bits by bitsandbytes (QLoRA, Dettmers et al. 2023). CUDA only; passed through, not tested."""
+
+    @model_validator(mode="after")
+    def _adapts_something(self) -> LoraConfig:
+        if not self.language and not self.vision:
+            raise ValueError("lora has no layers to adapt; give language or vision")
+        return self
+
+
 class TrainingConfig(_Section):
     num_workers: int = Field(8, gt=0)
     global_batch_size: int = Field(16, gt=0)
@@ -366,7 +396,7 @@ class TrainingConfig(_Section):
     as the stages. For files or a database: `mlflow server --backend-store-uri …`."""
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
-    """Paper 4.1."""
+    """Paper 4.1. Covers the vision tower too."""
     batching: Literal["packed", "padded"] = "packed"
     """How a micro-batch's samples lie beside each other: end to end in one row, each attending to itself alone, or one a row and padded to
     the longest, those of similar length together. The gradient is the same but for rounding."""
@@ -374,9 +404,14 @@ class TrainingConfig(_Section):
     """Liger's RMSNorm and SwiGLU where there is a GPU and liger-kernel is installed."""
     check_kernels: bool = True
     """Before the first step, compare the loss of the first micro-batch with that of transformers' own attention, norms and MLPs."""
+    lora: LoraConfig | None = None
+    """None trains whole weights, as the paper does. A stage's `final/` holds whole weights either way; its adapter stands beside it."""
+    freeze: tuple[ModelPart, ...] = ()
+    """Parts that do not learn. The paper trains all of them."""
     checkpoint_every_steps: int = Field(50, gt=0)
     deepspeed: dict[str, Any] = Field(default_factory=lambda: {"zero_optimization": {"stage": 2}})
-    """Passed to DeepSpeed as it is. An `optimizer` or `scheduler` block is refused: DeepSpeed would drop the two learning rates."""
+    """Passed to DeepSpeed as it is; in the file also the path of a YAML file that holds it (configs/deepspeed/). An `optimizer` or
+    `scheduler` block is refused: DeepSpeed would drop the two learning rates."""
     num_cpus: float = Field(8, gt=0)
     """Per worker."""
     num_gpus: float = Field(1, ge=0)
@@ -401,6 +436,19 @@ class TrainingConfig(_Section):
     def zero_stage(self) -> int:
         """0 to 3: what DeepSpeed partitions over the workers (nothing, optimiser, gradients too, parameters too)."""
         return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def frozen_parts(self) -> frozenset[ModelPart]:
+        """Parts of the model without a parameter that learns."""
+        if self.lora is None:
+            return frozenset(self.freeze)
+        adapted = {part for part in ("language", "vision") if getattr(self.lora, part)}
+        return frozenset(part for part in get_args(ModelPart) if part not in adapted)
+
+    def offload_device(self, what: Literal["optimizer", "param"]) -> str:
+        """Where DeepSpeed keeps the optimiser's state ("optimizer") or the weights ("param"): "none" (the device), "cpu" or "nvme"."""
+        offload = self.deepspeed.get("zero_optimization", {}).get(f"offload_{what}") or {}
+        return str(offload.get("device", "none"))
 
     @model_validator(mode="after")
     def _global_batch_divides(self) -> TrainingConfig:
@@ -433,11 +481,26 @@ class TrainingConfig(_Section):
             raise ValueError(f"deepspeed.zero_optimization must be a mapping, e.g. {{stage: 2}}; got {zero!r}")
         if zero.get("stage", 0) not in (0, 1, 2, 3):
             raise ValueError(f"deepspeed.zero_optimization.stage must be 0, 1, 2 or 3; got {zero['stage']!r}")
+        for key in ("offload_optimizer", "offload_param"):
+            offload = zero.get(key) or {}
+            if not isinstance(offload, dict) or offload.get("device", "none") not in ("none", "cpu", "nvme"):
+                raise ValueError(f"deepspeed.zero_optimization.{key} must be like {{device: cpu}}, or nvme or none; got {offload!r}")
         if self.precision == "bf16" and self.zero_stage == 0:
             # DeepSpeed 0.19, DeepSpeedEngine._do_optimizer_sanity_check: "unsupported mix" of bf16 weights and fp32 accumulation.
             raise ValueError(
                 "deepspeed.zero_optimization.stage 0 cannot add up bf16 gradients in fp32; give stage 1, 2 or 3, or precision fp32"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> TrainingConfig:
+        if self.lora is None and self.frozen_parts == set(get_args(ModelPart)):
+            raise ValueError("freeze names every part of the model, and nothing would learn; leave one out")
+        if self.lora is not None:
+            if both := sorted(set(self.freeze) & {part for part in ("language", "vision") if getattr(self.lora, part)}):
+                raise ValueError(f"freeze names {both[0]}, and lora.{both[0]} adapts it; remove one of them")
+            if self.lora.quantised_base != "none" and (self.num_gpus == 0 or self.zero_stage == 3):
+                raise ValueError("lora.quantised_base needs GPUs (num_gpus) and ZeRO-1 or 2: 4-bit weights cannot be partitioned")
         return self
 
 
@@ -574,9 +637,13 @@ _PATH_KEYS = {
 
 
 def _resolve(raw: dict[str, Any], base: Path) -> None:
-    """Make the paths in `raw` that are relative absolute, below `base`, and put the task file's content in place of its path."""
+    """Make the paths in `raw` that are relative absolute, below `base`, and put the contents of the task file and the DeepSpeed file in
+    place of their paths."""
     if isinstance(raw.get("task"), str):
         raw["task"] = _read_yaml(Path(_absolute(raw["task"], base)))
+    training = raw.get("training")
+    if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
+        training["deepspeed"] = _read_yaml(Path(_absolute(training["deepspeed"], base)))
     for sections, keys in _PATH_KEYS.items():
         values: Any = raw
         for section in sections:

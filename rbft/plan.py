@@ -23,7 +23,7 @@ from rbft.models.shape import ModelShape, read_model_shape
 from rbft.records import SPLITS, Example, VideoSpec
 from rbft.systems import System, parse_systems
 from rbft.task import Message
-from rbft.training.memory import SampleSize, TrainingMemory, training_memory
+from rbft.training.memory import Remedy, SampleSize, TrainingMemory, remedies, training_memory
 from rbft.video.sampling import fit_size, sample_times
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class TrainingStep:
     tokens: SampleTokens
     memory: tuple[TrainingMemory, TrainingMemory] | None
     """On one worker, with samples of typical and of largest size; None where the model's shape is unknown."""
+    remedies: tuple[Remedy, ...] = ()
+    """What to change where the largest samples do not fit the GPU, each on top of those before it, up to the first that makes them fit."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,22 @@ class Plan:
     steps: tuple[InferenceStep | TrainingStep, ...]
     notes: tuple[str, ...]
     """What is unknown or looks wrong, one line each."""
+    gpu_memory_bytes: int | None = None
+    """What a training GPU has; None where that is unknown, and on CPU."""
 
 
-def build_plan(config: RunConfig) -> Plan:
-    """The plan of `config`. What cannot be read becomes a note, never an error."""
+def build_plan(config: RunConfig, gpu_memory_bytes: int | None = None) -> Plan:
+    """The plan of `config`. What cannot be read becomes a note, never an error.
+
+    `gpu_memory_bytes` is what a training GPU has; by default that of this machine's first one.
+    """
     notes: list[str] = []
+    if config.training.num_gpus == 0:
+        gpu_memory_bytes = None
     examples = _read_examples(config, notes)
     shape = _read_shape(config, notes)
+    if gpu_memory_bytes is None and shape is not None and config.training.num_gpus > 0:
+        gpu_memory_bytes = _gpu_memory_bytes()
     video, video_source = _video_tokens(config, shape, examples)
     adapter = _load_adapter(config, notes)
     contexts = _contexts(examples or ())
@@ -141,12 +152,12 @@ def build_plan(config: RunConfig) -> Plan:
                 seen = system.num_own(seen)
             optimiser = training.optimiser(system.name, "rationale")
             name = f"train {system.name}, stage 1 (rationales)"
-            steps.append(_training(name, seen, training.rationale_epochs, optimiser, config, shape, rationale))
+            steps.append(_training(name, seen, training.rationale_epochs, optimiser, config, shape, rationale, gpu_memory_bytes))
         if system.classify_times:
             name = f"train {system.name}{', stage 2' if system.rationales else ''} (labels)"
             epochs, optimiser = system.classify_times * training.classify_epochs, training.optimiser(system.name, "classify")
             num_samples = _num_classify_samples(config, system, told, labelled)
-            steps.append(_training(name, num_samples, epochs, optimiser, config, shape, classify))
+            steps.append(_training(name, num_samples, epochs, optimiser, config, shape, classify, gpu_memory_bytes))
     systems = config.evaluation.systems
     name = f"evaluate {', '.join(systems)}"
     steps.append(InferenceStep(name, count(asked), len(systems), config.evaluation.engine, engine.num_actors, engine.num_gpus, classify))
@@ -162,7 +173,7 @@ def build_plan(config: RunConfig) -> Plan:
             f"the largest sample has {longest:,} tokens, engine.max_model_len is {config.engine.max_model_len:,}: such a video becomes an "
             "error row; lower video.max_frames or video.max_pixels, or raise it"
         )
-    return Plan(config, counts, shape, video_source, tuple(steps), tuple(notes))
+    return Plan(config, counts, shape, video_source, tuple(steps), tuple(notes), gpu_memory_bytes)
 
 
 def video_tokens(num_frames: int, height: int, width: int, side: int, temporal_patch_size: int) -> int:
@@ -269,15 +280,27 @@ def _training(
     config: RunConfig,
     shape: ModelShape | None,
     tokens: SampleTokens,
+    gpu_memory_bytes: int | None,
 ) -> TrainingStep:
     batch = config.training.global_batch_size
     num_steps = None if num_samples is None else epochs * math.ceil(num_samples / batch)
-    memory = None
+    memory, needed = None, []
     if shape is not None:
         typical = SampleSize(tokens.prompt.typical + tokens.answer, tokens.video.typical, tokens.answer)
         most = SampleSize(tokens.prompt.most + tokens.answer, tokens.video.most, tokens.answer)
         memory = (training_memory(shape, config.training, typical), training_memory(shape, config.training, most))
-    return TrainingStep(name, num_samples, epochs, num_steps, optimiser, tokens, memory)
+        if gpu_memory_bytes is not None and memory[1].total > gpu_memory_bytes:
+            for remedy in remedies(shape, config.training, most):
+                needed.append(remedy)
+                if remedy.memory.total <= gpu_memory_bytes:
+                    break
+    return TrainingStep(name, num_samples, epochs, num_steps, optimiser, tokens, memory, tuple(needed))
+
+
+def _gpu_memory_bytes() -> int | None:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
 def _num_classify_samples(config: RunConfig, system: System, told: int | None, labelled: Sequence[Example]) -> int | None:
@@ -324,7 +347,7 @@ def format_plan(plan: Plan) -> str:
     for number, step in enumerate(plan.steps, start=1):
         lines.append("")
         lines.append(f"  {number}. {step.name}")
-        details = _training_lines(step, config) if isinstance(step, TrainingStep) else _inference_lines(step, plan)
+        details = _training_lines(step, config, plan.gpu_memory_bytes) if isinstance(step, TrainingStep) else _inference_lines(step, plan)
         lines += [f"     {line}" for line in details]
     if plan.notes:
         lines += ["", "  Notes", *(f"  - {note}" for note in plan.notes)]
@@ -345,7 +368,7 @@ def _videos_line(plan: Plan) -> str:
     return ", ".join(splits)
 
 
-def _training_lines(step: TrainingStep, config: RunConfig) -> list[str]:
+def _training_lines(step: TrainingStep, config: RunConfig, gpu_memory_bytes: int | None) -> list[str]:
     training = config.training
     epochs = f"{step.epochs} epoch{'s' if step.epochs > 1 else ''}"
     workers = f"{training.num_workers} workers x {training.micro_batch_size} x {training.accumulation_steps} accumulated"
@@ -356,16 +379,34 @@ def _training_lines(step: TrainingStep, config: RunConfig) -> list[str]:
         f"global batch {training.global_batch_size} = {workers}; {_devices(training.num_workers, training.num_gpus)}, {training.precision}",
         _tokens_line(step.tokens, seen),
     ]
+    if training.lora is not None:
+        lines[0] += f", of adapters of rank {training.lora.rank}"
+    if training.freeze:
+        lines[0] += f"; frozen: {', '.join(training.freeze)}"
     where = "GPU" if training.num_gpus > 0 else "worker"
     if step.memory is None:
         return [*lines, f"memory a {where}: unknown"]
     typical, most = step.memory
+    of = "" if gpu_memory_bytes is None else f" of {_size(gpu_memory_bytes)}"
+    offloaded = f", offloaded {_size(typical.offloaded)}" if typical.offloaded else ""
     return [
         *lines,
-        f"memory a {where}: about {_size(typical.total)}, at most {_size(most.total)}, under ZeRO-{training.zero_stage}",
+        f"memory a {where}: about {_size(typical.total)}, at most {_size(most.total)}{of}, under ZeRO-{training.zero_stage}",
         f"  parameters {_size(typical.parameters)}, gradients {_size(typical.gradients)}, optimiser {_size(typical.optimiser)}, "
-        f"buffers {_size(typical.buffers)}, activations {_size(typical.activations)} to {_size(most.activations)}",
+        f"buffers {_size(typical.buffers)}, activations {_size(typical.activations)} to {_size(most.activations)}{offloaded}",
+        *_advice_lines(step, gpu_memory_bytes),
     ]
+
+
+def _advice_lines(step: TrainingStep, gpu_memory_bytes: int | None) -> list[str]:
+    """What to change in `training`, in the order to try it, where the largest samples do not fit."""
+    if gpu_memory_bytes is None or step.memory is None or step.memory[1].total <= gpu_memory_bytes:
+        return []
+    lines = ["  the largest samples do not fit; in `training`, each on top of those before:"]
+    lines += [f"  - {remedy.change}: at most {_size(remedy.memory.total)}" for remedy in step.remedies]
+    if not step.remedies or step.remedies[-1].memory.total > gpu_memory_bytes:
+        lines.append("  and that is not enough: lower video.max_frames or video.max_pixels, or take larger GPUs or more of them")
+    return lines
 
 
 def _inference_lines(step: InferenceStep, plan: Plan) -> list[str]:

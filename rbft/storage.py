@@ -202,7 +202,7 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 
 def upload_folder(source: Path, uri: str) -> None:
-    """Copy the local folder `source` to `uri`."""
+    """Copy the local folder (or file) `source` to `uri`."""
     where, path = filesystem(uri)
     _retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
 

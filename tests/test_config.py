@@ -243,6 +243,45 @@ def test_other_deepspeed_keys_pass_through(run_file: Path) -> None:
     assert training.deepspeed == {"zero_optimization": {"stage": 3, "overlap_comm": True}}
 
 
+def test_a_deepspeed_file_is_read_beside_the_run_file_and_checked_as_a_mapping_is(run_file: Path, tmp_path: Path) -> None:
+    recipe = run_file.parent / "recipes" / "mine.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("zero_optimization: {stage: 3}\n")
+    raw = yaml.safe_load(run_file.read_text())
+    run_file.write_text(yaml.safe_dump(raw | {"training": {"deepspeed": "recipes/mine.yaml"}}))
+    assert load_config(run_file).training.deepspeed == {"zero_optimization": {"stage": 3}}
+    assert load_config(run_file, ["training.deepspeed.zero_optimization.stage=2"]).training.zero_stage == 2
+    recipe.write_text("optimizer: {type: AdamW}\n")
+    assert "deepspeed.optimizer must not be given" in mistake(run_file)
+    recipe.unlink()
+    with pytest.raises(ConfigError, match=f"{recipe}: no such file"):
+        load_config(run_file)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.deepspeed.zero_optimization.offload_param={device: disk}", "offload_param must be like {device: cpu}, or nvme or none"),
+        ("training.deepspeed.zero_optimization.offload_optimizer=cpu", "offload_optimizer must be like {device: cpu}"),
+        ("training.freeze=[vision, merger, language, embeddings]", "nothing would learn"),
+        ("training.freeze=[tower]", "training.freeze.0: Input should be 'vision'"),
+        ("training.lora={language: []}", "lora has no layers to adapt"),
+        ("training={lora: {vision: all}, freeze: [vision]}", "freeze names vision, and lora.vision adapts it"),
+        ("training={num_gpus: 0, lora: {quantised_base: nf4}}", "lora.quantised_base needs GPUs"),
+        ("training={lora: {quantised_base: nf4}, deepspeed: {zero_optimization: {stage: 3}}}", "4-bit weights cannot be partitioned"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(run_file: Path, override: str, expected: str) -> None:
+    assert expected in mistake(run_file, override)
+
+
+def test_the_parts_without_anything_that_learns_follow_from_lora_and_freeze() -> None:
+    assert TrainingConfig().frozen_parts == frozenset()
+    assert TrainingConfig(freeze=("vision", "merger")).frozen_parts == {"vision", "merger"}
+    assert TrainingConfig.model_validate({"lora": {}}).frozen_parts == {"vision", "merger", "embeddings"}
+    assert TrainingConfig.model_validate({"lora": {"vision": ["qkv"]}}).frozen_parts == {"merger", "embeddings"}
+
+
 # Overrides, paths, the way back
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from miniature.write import encode_mp4
+from rbft.cli import main
 from rbft.config import RunConfig, TrainingConfig, load_config
 from rbft.data.manifest import write_manifest
 from rbft.models.shape import read_model_shape
 from rbft.plan import InferenceStep, Plan, Range, TrainingStep, build_plan, format_plan, video_tokens
 from rbft.records import Clip, Example
-from rbft.training.memory import SampleSize, training_memory
+from rbft.training.memory import SampleSize, TrainingMemory, training_memory
 from tests.tiny_models import make_tiny_model
 
 NUM_TRAIN, NUM_UNLABELLED, NUM_TEST = 35, 6, 10
@@ -232,7 +233,9 @@ def test_zero_partitions_what_its_paper_says(tiny_model: Path) -> None:
 
 
 def test_offloaded_state_is_not_on_the_gpu(tiny_model: Path) -> None:
-    assert memory_of(tiny_model, 2, offload_optimizer={"device": "cpu"}) == (2, 4 / 8, 0)
+    # The step is taken in the CPU's memory, and gradients go there as they come.
+    assert memory_of(tiny_model, 2, offload_optimizer={"device": "cpu"}) == (2, 0, 0)
+    assert memory_of(tiny_model, 3, offload_optimizer={"device": "cpu"}, offload_param={"device": "nvme"}) == (0, 0, 0)
     assert memory_of(tiny_model, 2, offload_optimizer={"device": "none"}) == (2, 4 / 8, 12 / 8)
 
 
@@ -244,8 +247,51 @@ def test_activations_grow_with_samples_and_shrink_with_checkpointing(tiny_model:
         return training_memory(shape, training, SampleSize(text=100, video=num_video_tokens, answer=10)).activations
 
     assert activations(1000) > activations(100)
-    assert activations(1000, micro_batch_size=4) == 2 * activations(1000, micro_batch_size=2)
-    assert activations(1000, gradient_checkpointing=False) > 3 * activations(1000)
+    assert activations(1000, micro_batch_size=4) == pytest.approx(2 * activations(1000, micro_batch_size=2), rel=0.01)
+    assert activations(1000, gradient_checkpointing=False) > 2 * activations(1000)
+
+
+def test_adapters_and_frozen_parts_need_no_gradients_and_no_optimiser_for_the_rest(tiny_model: Path) -> None:
+    shape = read_model_shape(tiny_model)
+    assert sum(shape.num_of_part.values()) == shape.num_parameters
+    sample = SampleSize(text=100, video=100, answer=10)
+
+    def memory(**fields: object) -> TrainingMemory:
+        return training_memory(shape, TrainingConfig.model_validate({"num_workers": 1, "global_batch_size": 2, **fields}), sample)
+
+    whole, frozen, lora = memory(), memory(freeze=["vision", "embeddings"]), memory(lora={"rank": 4, "language": ["q_proj"]})
+    left = shape.num_parameters - shape.num_of_part["vision"] - shape.num_of_part["embeddings"]
+    assert (whole.parameters, frozen.parameters) == (2 * shape.num_parameters, 2 * shape.num_parameters)
+    assert (frozen.gradients, frozen.optimiser) == (4 * left, 12 * left)
+    # Two layers of the language model, 64 -> 4 -> 64.
+    assert (lora.parameters - whole.parameters, lora.gradients, lora.optimiser) == (2 * 1024, 4 * 1024, 12 * 1024)
+    assert whole.activations > frozen.activations > 0 and whole.activations > lora.activations > 0
+    four_bits = memory(lora={"rank": 4, "language": ["q_proj"], "quantised_base": "nf4"})
+    assert four_bits.parameters < 0.7 * lora.parameters
+
+
+def test_where_it_does_not_fit_the_plan_says_what_to_change_and_what_that_comes_to(
+    repository: Path, manifest: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(repository, manifest, tiny_model, "training.num_gpus=1", "training.gradient_checkpointing=false")
+    roomy, tight, tiny = (build_plan(config, gpu_memory_bytes=mib << 20) for mib in (4096, 12, 1))
+    assert step(roomy, "stage 1").remedies == ()
+    assert "of 4.0 GiB, under ZeRO-2" in format_plan(roomy)
+    found = step(tight, "stage 1")
+    assert found.memory is not None and found.memory[1].total > 12 << 20
+    assert found.remedies[0].change == "micro_batch_size: 1"
+    *before, last = [remedy.memory.total for remedy in found.remedies]
+    assert last <= 12 << 20 and all(total > 12 << 20 for total in before), "advice ends with the first that fits"
+    assert f"  - {found.remedies[-1].change}: at most " in format_plan(tight)
+    assert "and that is not enough" not in format_plan(tight)
+    assert "and that is not enough: lower video.max_frames" in format_plan(tiny)
+    # On the CPU nothing is said: its memory is not the workers' alone.
+    assert build_plan(config_of(repository, manifest, tiny_model), gpu_memory_bytes=1).gpu_memory_bytes is None
+    overrides = [f"data.manifest={manifest}", f"model.path={tiny_model}", "training.num_gpus=1", "training.lora={rank: 8}"]
+    arguments = [argument for override in overrides for argument in ("--set", override)]
+    assert main(["plan", "--config", str(repository / "configs" / "miniature.yaml"), *arguments, "--gpu-memory-gib", "0.001"]) == 0
+    printed = capsys.readouterr().out
+    assert "the largest samples do not fit" in printed and "of adapters of rank 8" in printed
 
 
 def test_ranges_add_up() -> None:

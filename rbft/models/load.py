@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ TASK_CARD = "rbft.json"
 TASK_CARD_VERSION = 1
 
 
-def load_model(path: str | Path, dtype: str, attention: str = "sdpa") -> Any:
+def load_model(path: str | Path, dtype: str, attention: str = "sdpa", quantised: bool = False) -> Any:
     """The `transformers` video chat model in the folder `path`, on the CPU in `dtype` ("float32" or "bfloat16").
 
-    Raises `ModelError` if the folder holds no such model or no weights.
+    With `quantised` its linear layers, but the language head's, are held in 4 bits, on the current GPU. Raises `ModelError` if the folder
+    holds no such model or no weights, or there is no GPU or no bitsandbytes to quantise with.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -32,7 +34,9 @@ def load_model(path: str | Path, dtype: str, attention: str = "sdpa") -> Any:
 
     require_model_folder(path)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=getattr(torch, dtype), attn_implementation=attention)
+        model = AutoModelForImageTextToText.from_pretrained(
+            str(path), dtype=getattr(torch, dtype), attn_implementation=attention, **(_four_bits(dtype) if quantised else {})
+        )
     except (OSError, ValueError, KeyError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: no model can be loaded from it: {first_line}") from None
@@ -40,6 +44,23 @@ def load_model(path: str | Path, dtype: str, attention: str = "sdpa") -> Any:
         raise ModelError(f"{path}: {type(model).__name__} has no vision tower; give a Qwen2-VL or Qwen2.5-VL model")
     use_reference_positions(model)
     return model
+
+
+def _four_bits(dtype: str) -> dict[str, Any]:
+    """What QLoRA (Dettmers et al. 2023, 3) tells `from_pretrained`."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
+        raise ModelError("training.lora.quantised_base needs a CUDA GPU and bitsandbytes (pip install bitsandbytes); or set it to none")
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        bnb_4bit_quant_storage=getattr(torch, dtype),  # of a kind that DeepSpeed may cast and broadcast as it does the rest
+    )
+    return {"quantization_config": quantisation, "device_map": {"": torch.cuda.current_device()}}
 
 
 def save_model(model: Any, weights: dict[str, Any], processor: Any, folder: Path, card: dict[str, Any]) -> None:

@@ -16,9 +16,11 @@ import torch.distributed as dist
 
 from rbft.config import OptimiserConfig, TrainingConfig
 from rbft.errors import TrainingError
+from rbft.models.adapters import add_adapters, is_adapter
 from rbft.models.batches import MicroBatch, to_device
-from rbft.models.parameter_groups import build_parameter_groups
+from rbft.models.parameter_groups import build_parameter_groups, freeze_parts
 from rbft.models.patches import PatchLayout
+from rbft.training.activations import recompute_activations
 from rbft.training.kernels import use_kernels
 from rbft.training.loss import SupervisedLoss, supervised_totals
 from rbft.training.schedule import cosine_with_warmup
@@ -38,29 +40,52 @@ def deepspeed_config(training: TrainingConfig, max_grad_norm: float) -> dict[str
     }
 
 
-def build_engine(model: Any, training: TrainingConfig, optimiser: OptimiserConfig, patches: PatchLayout | None = None) -> Any:
+def build_engine(
+    model: Any, training: TrainingConfig, optimiser: OptimiserConfig, patches: PatchLayout | None = None, seed: int = 0
+) -> Any:
     """A DeepSpeed engine around `SupervisedLoss(model, patches)`, in an already initialised torch.distributed process group.
 
-    Raises `TrainingError` if the process group has another size than `training.num_workers`.
+    `seed` is where new adapters begin. Raises `TrainingError` if the process group has another size than `training.num_workers`, or
+    DeepSpeed cannot compile what `training.deepspeed` asks for.
     """
     import deepspeed
 
     if dist.get_world_size() != training.num_workers:
         raise TrainingError(f"training.num_workers is {training.num_workers}, the process group has {dist.get_world_size()} workers")
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
+    if training.lora is not None:
+        add_adapters(model, training.lora, seed)
+    freeze_parts(model, training.freeze)
     use_kernels(model, training)
     model.train()
     module = SupervisedLoss(model, patches)
-    groups = build_parameter_groups(module, optimiser)
-    adamw = torch.optim.AdamW(groups, betas=optimiser.betas, eps=optimiser.eps)
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=adamw,
+        optimizer=_make_adamw(build_parameter_groups(module, optimiser, training.frozen_parts), training, optimiser),
         config=deepspeed_config(training, optimiser.max_grad_norm),
         dist_init_required=False,
     )
     return engine
+
+
+def _make_adamw(groups: list[dict[str, Any]], training: TrainingConfig, optimiser: OptimiserConfig) -> torch.optim.Optimizer:
+    """AdamW over `groups`: PyTorch's, or where its state is offloaded DeepSpeed's for the CPU, which it insists on."""
+    devices = {training.offload_device("optimizer"), training.offload_device("param")}
+    if "nvme" in devices:
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise TrainingError(
+                "training.deepspeed offloads to NVMe, and DeepSpeed's async_io cannot be compiled here; install libaio's headers "
+                "(Debian, Ubuntu: apt install libaio-dev) on every node, or offload to the CPU (device: cpu)"
+            )
+    if training.offload_device("optimizer") == "none":
+        return torch.optim.AdamW(groups, betas=optimiser.betas, eps=optimiser.eps)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    adamw: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, betas=optimiser.betas, eps=optimiser.eps, adamw_mode=True)
+    return adamw
 
 
 def free_engine(engine: Any) -> None:
@@ -141,16 +166,19 @@ def forward_backward(engine: Any, micro_batches: Sequence[MicroBatch], flags: Se
     return StepOutcome(float(found[:, 0].sum()) / (weight or 1.0), int(num_tokens), tuple(found[:, 1:].amax(dim=0).tolist()), bad_ranks)
 
 
-def whole_state_dict(engine: Any) -> dict[str, torch.Tensor] | None:
+def whole_state_dict(engine: Any, adapters_only: bool = False) -> dict[str, torch.Tensor] | None:
     """The model's weights, tied ones once, on rank 0; None on the other ranks. Every rank calls this.
 
-    Under ZeRO-3 they are gathered one by one into the CPU's memory; else they are the model's own tensors, not copies.
+    With `adapters_only` those of the adapters alone: the others are as they were loaded. Under ZeRO-3 they are gathered one by one into
+    the CPU's memory; else they are the model's own tensors, not copies.
     """
     import deepspeed
 
     is_writer = dist.get_rank() == 0
     weights: dict[str, torch.Tensor] = {}
     for name, parameter in engine.module.model.named_parameters():
+        if adapters_only and not is_adapter(name):
+            continue
         if hasattr(parameter, "ds_id"):
             with deepspeed.zero.GatheredParameters([parameter]):
                 if is_writer:

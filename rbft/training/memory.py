@@ -1,21 +1,26 @@
-"""What one training worker will hold in memory, estimated before anything starts.
+"""What one training worker will hold in memory, estimated before anything starts, and what to change where it does not fit.
 
-Weights, gradients and optimiser follow from DeepSpeed's partitioning and are exact but for padding. Buffers are DeepSpeed's defaults.
-Activations are an estimate: what autograd keeps of Qwen's blocks, counted by hand. Not covered: CUDA's own context and fragmentation.
+Weights, gradients and optimiser follow from DeepSpeed's partitioning and are exact but for padding. Buffers are those of the DeepSpeed
+configuration, or its defaults. Activations are measured on blocks without weights or data (`rbft.training.activations`) and added up for
+the moment in which most is alive. Not covered: CUDA's own context, and what its allocator loses to fragmentation.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from rbft.config import TrainingConfig
-from rbft.models.shape import BlockShape, ModelShape
+from rbft.config import LoraConfig, TrainingConfig
+from rbft.models.shape import ModelShape
 
 _FP32 = 4
 _REDUCE_BUCKET = 500_000_000
 """Elements; DeepSpeed's default of reduce_bucket_size."""
 _MAX_LIVE_PARAMETERS = 1_000_000_000
 """DeepSpeed's default of stage3_max_live_parameters."""
+_NF4 = 0.5 + 1 / 16
+"""Bytes a weight of a 4-bit base: half a byte, and a scale for each 64 weights (Dettmers et al. 2023, 3; before double quantisation)."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,12 @@ class TrainingMemory:
     buffers: int
     """In which gradients are sent, and under ZeRO-3 parameters gathered."""
     activations: int
+    offloaded: int = 0
+    """In the node's memory or on its disk instead; not in `total`."""
 
     @property
     def total(self) -> int:
-        return sum(astuple(self))
+        return self.parameters + self.gradients + self.optimiser + self.buffers + self.activations
 
 
 @dataclass(frozen=True)
@@ -46,53 +53,111 @@ class SampleSize:
     """The supervised ones, which are among `text`."""
 
 
+@dataclass(frozen=True)
+class Remedy:
+    """A change of the configuration, together with those before it, and what it would come to."""
+
+    change: str
+    """As it is written in the YAML."""
+    memory: TrainingMemory
+
+
 def training_memory(shape: ModelShape, training: TrainingConfig, sample: SampleSize) -> TrainingMemory:
     """The estimate for micro-batches of samples of that size."""
-    stage, num_workers, count = training.zero_stage, training.num_workers, shape.num_parameters
+    stage, num_workers = training.zero_stage, training.num_workers
     width = 2 if training.precision == "bf16" else _FP32
     zero = training.deepspeed.get("zero_optimization", {})
+    added = _adapter_parameters(shape, training.lora)
+    count = added if training.lora else shape.num_parameters - sum(shape.num_of_part[part] for part in training.frozen_parts)
 
-    def share(partitioned_from: int) -> int:
-        return -(-count // num_workers) if stage >= partitioned_from else count
+    def share(number: int, partitioned_from: int) -> int:
+        return -(-number // num_workers) if stage >= partitioned_from else number
 
+    weights = share(shape.num_parameters + added, 3) * width
+    if training.lora and training.lora.quantised_base != "none":
+        quantised = sum(layer.in_features * layer.out_features for layer in shape.linear_layers)
+        weights -= round(quantised * (width - _NF4))
     # fp32 weights of its own: under ZeRO DeepSpeed makes a copy of its partition also where the weights are fp32 already.
-    optimiser_width = (3 if stage > 0 else 2) * _FP32
+    optimiser = share(count, 1) * (3 if stage > 0 else 2) * _FP32
+    gradients = share(count, 2) * _FP32
     bucket = min(count, int(zero.get("reduce_bucket_size", _REDUCE_BUCKET)))
     num_buckets = 2 if zero.get("overlap_comm", stage == 3) else 1
     buffers = bucket * (num_buckets * width + (_FP32 if width != _FP32 else 0)) if stage > 0 else 0
     if stage == 3:
-        buffers += min(count, int(zero.get("stage3_max_live_parameters", _MAX_LIVE_PARAMETERS))) * width
-    return TrainingMemory(
-        parameters=0 if _is_offloaded(zero, "offload_param") else share(3) * width,
-        gradients=share(2) * _FP32,
-        optimiser=0 if _is_offloaded(zero, "offload_optimizer") else share(1) * optimiser_width,
-        buffers=buffers,
-        activations=training.micro_batch_size * _sample_activations(shape, sample, width, training.gradient_checkpointing),
+        buffers += min(shape.num_parameters, int(zero.get("stage3_max_live_parameters", _MAX_LIVE_PARAMETERS))) * width
+    offloaded = 0
+    if training.offload_device("param") != "none":
+        offloaded, weights = offloaded + weights, 0
+    if training.offload_device("optimizer") != "none":
+        # The step is taken where the state is, and the gradients go there as they come.
+        offloaded, optimiser, gradients = offloaded + optimiser + gradients, 0, 0
+    return TrainingMemory(weights, gradients, optimiser, buffers, activation_bytes(shape, training, sample), offloaded)
+
+
+def activation_bytes(shape: ModelShape, training: TrainingConfig, sample: SampleSize) -> int:
+    """The most that is alive at once of what forward and backward passes make of one micro-batch, its pixels included."""
+    from rbft.training.activations import measure_pieces  # imports torch, which planning without a model does without
+
+    pieces = measure_pieces(shape.config, training)
+    size, checkpointing = training.micro_batch_size, training.gradient_checkpointing
+    num_tokens, num_video, num_answer = size * (sample.text + sample.video), size * sample.video, size * sample.answer
+    num_patches = num_video * shape.merge_size**2
+    patch_states, token_states = pieces.patch_state * num_patches, pieces.token_state * num_tokens
+
+    # The video's pixels (fp32), then what the vision tower keeps: blocks that learn keep what they need, and all keep their outputs.
+    tower = num_patches * 3 * shape.temporal_patch_size * shape.patch_size**2 * _FP32 + pieces.patches.kept.of(num_patches)
+    if pieces.vision_learns:
+        block = 0.0 if checkpointing else pieces.vision.kept.of(num_patches)
+        tower += patch_states + shape.vision.num_layers * (patch_states + block)
+    tower += pieces.merger.kept.of(num_video) + pieces.token_state * num_video
+    block = 0.0 if checkpointing else pieces.text.kept.of(num_tokens)
+    both = tower + token_states + shape.text.num_layers * (token_states + block)
+
+    def at_work(piece: Any, number: int) -> float:
+        """A block in its backward pass: with checkpointing all it keeps is made again first."""
+        return float(piece.peak.of(number) - (0 if checkpointing else piece.kept.of(number)))
+
+    moments = [both + at_work(pieces.text, num_tokens), both + pieces.head.peak.of(num_answer), tower + pieces.merger.peak.of(num_video)]
+    moments.append(tower + at_work(pieces.vision, num_patches))
+    return round(max(moments))
+
+
+def remedies(shape: ModelShape, training: TrainingConfig, sample: SampleSize) -> Iterator[Remedy]:
+    """What to try where it does not fit, each on top of those before it: first what changes nothing in the result, then what costs speed,
+    then what trains less, then what costs most speed."""
+    zero = dict(training.deepspeed.get("zero_optimization", {}))
+    deepspeed = training.deepspeed
+    steps: list[tuple[str, dict[str, Any], bool]] = [
+        ("micro_batch_size: 1", {"micro_batch_size": 1}, training.micro_batch_size > 1),
+        ("gradient_checkpointing: true", {"gradient_checkpointing": True}, not training.gradient_checkpointing),
+        (
+            "deepspeed: {zero_optimization: {stage: 3}}",
+            {"deepspeed": _recipe(deepspeed, zero, 3)},
+            training.zero_stage < 3 and training.num_workers > 1,
+        ),
+        ("lora: {rank: 16}", {"lora": LoraConfig(), "freeze": ()}, training.lora is None),
+        (
+            "deepspeed: {zero_optimization: {stage: 3, offload_optimizer: {device: cpu}, offload_param: {device: cpu}}}",
+            {"deepspeed": _recipe(deepspeed, zero, 3, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"})},
+            training.offload_device("param") == "none",
+        ),
+    ]
+    for change, update, applies in steps:
+        if applies:
+            training = training.model_copy(update=update)
+            yield Remedy(change, training_memory(shape, training, sample))
+
+
+def _recipe(deepspeed: dict[str, Any], zero: dict[str, Any], stage: int, **others: Any) -> dict[str, Any]:
+    return {**deepspeed, "zero_optimization": {**zero, "stage": stage, **others}}
+
+
+def _adapter_parameters(shape: ModelShape, lora: LoraConfig | None) -> int:
+    if lora is None:
+        return 0
+    wanted = {"language": lora.language, "vision": lora.vision}
+    return sum(
+        lora.rank * (layer.in_features + layer.out_features)
+        for layer in shape.linear_layers
+        if wanted[layer.part] == "all" or layer.name in wanted[layer.part]
     )
-
-
-def _is_offloaded(zero: dict[str, object], key: str) -> bool:
-    offload = zero.get(key)
-    return isinstance(offload, dict) and offload.get("device", "none") != "none"
-
-
-def _sample_activations(shape: ModelShape, sample: SampleSize, width: int, gradient_checkpointing: bool) -> int:
-    text, vision = shape.text, shape.vision
-    num_tokens, num_patches = sample.text + sample.video, sample.video * shape.merge_size**2
-    text_block, vision_block = _block_elements(text) * num_tokens, _block_elements(vision) * num_patches
-    if gradient_checkpointing:
-        # Every block's input is kept; one block at a time is computed again, and text and vision are not at work at once.
-        inputs = text.num_layers * text.hidden_size * num_tokens + vision.num_layers * vision.hidden_size * num_patches
-        elements = inputs + max(text_block, vision_block)
-    else:
-        elements = text.num_layers * text_block + vision.num_layers * vision_block
-    pixels = num_patches * 3 * shape.temporal_patch_size * shape.patch_size**2
-    # Of the supervised positions only (`rbft.training.loss`): logits in fp32, their softmax, its gradient.
-    logits = 3 * _FP32 * sample.answer * shape.vocab_size
-    return width * (elements + pixels) + logits
-
-
-def _block_elements(block: BlockShape) -> int:
-    """Elements a token that a block's backward needs: norms with their fp32 upcasts, q, k, v, rotated q and k, attention, residuals;
-    gate, up, activation and product of the MLP; the gradients in flight."""
-    return 16 * block.hidden_size + 6 * block.intermediate_size

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from transformers import Trainer
 
-from rbft.config import OptimiserConfig
+from rbft.config import ModelPart, OptimiserConfig
 from rbft.errors import TrainingError
 from rbft.models.load import load_model
-from rbft.models.parameter_groups import build_parameter_groups, check_parameter_groups
+from rbft.models.parameter_groups import build_parameter_groups, check_parameter_groups, freeze_parts, part_of
 
 OPTIMISER = OptimiserConfig()
 
@@ -89,6 +91,40 @@ def test_a_parameter_of_another_model_is_noticed(model: Any, groups: list[dict[s
     groups[0]["params"].append(torch.nn.Parameter(torch.zeros(2, 2)))
     with pytest.raises(TrainingError, match="not in exactly one optimiser group"):
         check_parameter_groups(model, groups)
+
+
+def test_which_parameters_decay_is_the_rule_of_the_hugging_face_trainer(model: Any, groups: list[dict[str, Any]]) -> None:
+    # Their method looks at the model it is given and at nothing of the trainer.
+    theirs = set(Trainer.get_decay_parameter_names(None, model))
+    decaying = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    ours = {name for name, parameter in model.named_parameters() if id(parameter) in decaying}
+    names = {name for name, _ in model.named_parameters()}
+    # What their patterns miss: RMSNorms called norm1, norm2 and ln_q. Qwen2-VL's are LayerNorms, which they know by class.
+    missed = (
+        {name for name in names if re.search(r"visual.*\.(norm1|norm2|ln_q)\.weight$", name)} if "2_5" in type(model).__name__ else set()
+    )
+    assert (len(missed) > 0) == ("2_5" in type(model).__name__)
+    assert (ours, theirs & names) == (ours, ours | missed)
+    assert ours and not any("norm" in name or name.endswith("bias") for name in ours)
+
+
+# Freezing
+
+
+@pytest.mark.parametrize("part", get_args(ModelPart))
+def test_a_frozen_part_is_in_no_group_and_may_only_be_missing_if_it_is_frozen(model_folder: Path, part: ModelPart) -> None:
+    model = load_model(model_folder, "float32")
+    freeze_parts(model, [part])
+    groups = build_parameter_groups(model, OPTIMISER, [part])
+    members = {id(parameter) for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in members) == (part_of(name) != part), name
+    assert any(part_of(name) == part for name, _ in model.named_parameters())
+    assert ({"vision", "vision_no_decay"} <= {group["name"] for group in groups}) == (part != "vision")
+    with pytest.raises(TrainingError, match=f"no trainable {part} parameters"):
+        build_parameter_groups(model, OPTIMISER)
+    with pytest.raises(TrainingError, match="should be frozen and has trainable parameters"):
+        build_parameter_groups(model, OPTIMISER, get_args(ModelPart))
 
 
 def test_a_model_without_a_vision_tower_is_refused() -> None:
