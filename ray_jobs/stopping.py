@@ -42,7 +42,7 @@ class StoppableTorchConfig(TorchConfig):
         return _StoppableBackend
 
 
-class _StoppableBackend(TorchConfig().backend_cls):
+class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         super().on_start(worker_group, backend_config)
         worker_group.execute(_listen)

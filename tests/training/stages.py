@@ -21,6 +21,7 @@ from rbft.models.load import load_model
 from rbft.records import Example
 from rbft.training import checkpoint_write, checkpoints, loop
 from rbft.training.deepspeed_engine import build_engine, forward_backward, free_engine, set_rates, whole_state_dict
+from rbft.training.log import StageLog
 from rbft.training.order import worker_share
 from rbft.training.stage import StageSpec
 from rbft.training.stop import StopRequest, on_sigterm
@@ -117,7 +118,7 @@ def many_steps(model: Path, cases: dict[str, tuple[TrainingConfig, list[Training
 
 def run_until_killed(spec: StageSpec, items: list[TrainingItem], last_step: int) -> None:
     """`run_stage`, whose rank 0 is killed when it has half written the log's line after that of `last_step`."""
-    write = loop.StageLog.write
+    write = StageLog.write
 
     def write_and_die(log: Any, scalars: dict[str, float]) -> None:
         if scalars["step"] > last_step:
@@ -126,7 +127,7 @@ def run_until_killed(spec: StageSpec, items: list[TrainingItem], last_step: int)
             os.kill(os.getpid(), signal.SIGKILL)
         write(log, scalars)
 
-    with mock.patch.object(loop.StageLog, "write", write_and_die):
+    with mock.patch.object(StageLog, "write", write_and_die):
         loop.run_stage(spec, items)
 
 
@@ -134,12 +135,11 @@ def run_until_told(spec: StageSpec, items: list[TrainingItem], last_step: int, r
     """`run_stage`, of which the worker `rank` gets a SIGTERM during the optimiser step after `last_step`."""
     request = StopRequest()
     on_sigterm(request, "SIGTERM")
-    step = loop.forward_backward
 
     def step_and_be_told(engine: Any, *arguments: Any) -> Any:
         if engine.global_steps == last_step and torch.distributed.get_rank() == rank:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(engine, *arguments)
+        return forward_backward(engine, *arguments)
 
     with mock.patch.object(loop, "forward_backward", step_and_be_told):
         loop.run_stage(spec, items, request)
