@@ -99,7 +99,6 @@ class DriverStop:
         """The one that came."""
 
     def __enter__(self) -> DriverStop:
-        self._stop_file.unlink(missing_ok=True)  # of a job that was killed before its workers had stopped
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self

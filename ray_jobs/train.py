@@ -13,6 +13,7 @@ import json
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -219,7 +220,7 @@ def _fit(run: Run, stages: list[PlannedStage]) -> None:
     ensure_ray()
     name = artifacts.fingerprint([planned.spec.fingerprint for planned in stages])
     ray_folder = storage.local_path(f"{run.layout.root}/train/.ray")
-    stop_file = ray_folder / f"{name}.stop"
+    stop_file = ray_folder / f"{name}-{uuid.uuid4().hex[:8]}.stop"  # of this job alone: workers of one before may not have ended yet
     try:
         while True:
             with DriverStop(stop_file) as stop:
