@@ -10,8 +10,10 @@ TorchTrainer, one after the other in the same workers.
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from ray_jobs.progress import SAY_EVERY_S, say
 from ray_jobs.ray_runtime import ensure_ray, reason
 from ray_jobs.run import Run
 from rbft import artifacts, storage
+from rbft.config import TrainingConfig
 from rbft.data.samples import (
     TrainingItem,
     class_weights,
@@ -37,7 +40,7 @@ from rbft.data.samples import (
     replay_items,
     shuffled_rationales,
 )
-from rbft.errors import DataError, JobError
+from rbft.errors import DataError, JobError, TrainingStopped
 from rbft.evaluation.tables import duration, percent
 from rbft.layout import Stage
 from rbft.rationales.quality import judge
@@ -48,7 +51,8 @@ from rbft.training.order import balanced_epoch
 from rbft.training.stage import StageSpec
 
 MAX_FAILURES = 2
-"""Worker deaths a stage survives by itself; after that the job fails and can be submitted again."""
+"""Worker deaths a job survives by itself; after that it fails and can be submitted again. Nodes that are taken away after a notice, and
+workers that stopped in good order, do not count."""
 
 MUCH_WAITING = 0.1
 """Share of the time spent waiting for data from which on the driver says so."""
@@ -200,7 +204,8 @@ def _stage(
         "kind": "stage",
         "start": base,
         "precision": config.training.precision,
-        "batch": [config.training.global_batch_size, config.training.num_workers, config.training.micro_batch_size],
+        # Not over how many workers and micro-batches it is spread: that changes rounding only, and a stage goes on with others.
+        "batch": config.training.global_batch_size,
         "optimiser": optimiser.model_dump(mode="json"),
         "deepspeed": config.training.deepspeed,
         "gradient_checkpointing": config.training.gradient_checkpointing,
@@ -300,41 +305,73 @@ def train(runs: Sequence[Run]) -> None:
 
 
 def _fit(run: Run, stages: list[PlannedStage]) -> None:
+    """Run the stages in Ray Train workers, as often as these stop for another reason than a wish of whoever started this job."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from ray_jobs.stopping import DriverStop
 
     ensure_ray()
-    training = run.config.training
-    uses_gpu = training.num_gpus > 0
     name = artifacts.fingerprint([planned.spec.fingerprint for planned in stages])
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={"stages": [(planned.spec, planned.items) for planned in stages]},
-        torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=training.num_workers,
-            use_gpu=uses_gpu,
-            resources_per_worker={"CPU": training.num_cpus, **({"GPU": training.num_gpus} if uses_gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage.local_path(f"{run.layout.root}/train/.ray")),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
+    ray_folder = storage.local_path(f"{run.layout.root}/train/.ray")
+    stop_file = ray_folder / f"{name}-{uuid.uuid4().hex[:8]}.stop"  # of this job alone: workers of one before may not have ended yet
     try:
-        trainer.fit()
+        while True:
+            with DriverStop(stop_file) as stop:
+                stopped: TrainingStopped | None = stop.call(
+                    _trainer(run.config.training, stages, name, ray_folder, stop_file).fit
+                ).return_value
+            if stopped is not None:
+                say(f"train {stopped}")
+            if stop.signal is signal.SIGINT:
+                raise KeyboardInterrupt
+            if stop.signal is not None:
+                raise stopped or JobError(f"{stop.signal.name} came when training had just finished; submit the job again to go on")
+            if stopped is None:
+                return
     except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
         raise JobError(f"training stopped: {reason(error)}; finished steps are kept, submit the job again to go on") from error
 
 
-def _work(config: dict[str, Any]) -> None:
-    """What every Ray Train worker runs."""
+def _trainer(training: TrainingConfig, stages: list[PlannedStage], name: str, ray_folder: Path, stop_file: Path) -> Any:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from ray_jobs.elastic import LOOK_EVERY_S, ElasticTrainer
+    from ray_jobs.stopping import StoppableTorchConfig
+
+    uses_gpu, counts = training.num_gpus > 0, training.worker_counts
+    is_elastic = training.min_workers is not None
+    settings: dict[str, Any] = {
+        "train_loop_config": {"stages": [(planned.spec, planned.items) for planned in stages], "stop_file": stop_file},
+        "torch_config": StoppableTorchConfig(backend="nccl" if uses_gpu else "gloo"),
+        "scaling_config": ray.train.ScalingConfig(
+            num_workers=(counts[0], counts[-1]) if is_elastic else training.num_workers,
+            elastic_resize_monitor_interval_s=LOOK_EVERY_S,
+            use_gpu=uses_gpu,
+            resources_per_worker={"CPU": training.num_cpus, **({"GPU": training.num_gpus} if uses_gpu else {})},
+        ),
+        "run_config": ray.train.RunConfig(
+            name=name,
+            storage_path=str(ray_folder),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    }
+    return ElasticTrainer(_work, counts=counts, stop_file=stop_file, **settings) if is_elastic else TorchTrainer(_work, **settings)
+
+
+def _work(config: dict[str, Any]) -> TrainingStopped | None:
+    """What every Ray Train worker runs; why it stopped before the last stage was finished. Raised, it would count as a failure."""
+    from ray_jobs.stopping import WorkerControls
     from rbft.training.loop import run_stage
 
+    controls = WorkerControls(config["stop_file"])
     for spec, items in config["stages"]:
         if not artifacts.is_complete(f"{spec.folder}/final", spec.fingerprint):
-            run_stage(spec, items)
+            try:
+                run_stage(spec, items, controls)
+            except TrainingStopped as stopped:
+                return stopped
+    return None
 
 
 @contextmanager

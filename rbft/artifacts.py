@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,19 @@ def is_complete(uri: str, fingerprint: str | None = None) -> bool:
     return fingerprint is None or read_marker(uri)["fingerprint"] == fingerprint
 
 
-def verify(folder: Path) -> None:
-    """Raise `ArtifactError` naming the first part of the local artifact `folder` that is missing, altered or of another size."""
-    parts = read_marker(str(folder))["parts"]
+def verify(folder: Path, names: Collection[str] | None = None) -> None:
+    """Raise `ArtifactError` naming the first part of the local artifact `folder` that is missing, altered or of another size.
+
+    `names`: look at these parts only; None is all of them.
+    """
+    parts = {name: part for name, part in read_marker(str(folder))["parts"].items() if names is None or name in names}
     for name, expected in parts.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != expected["bytes"]:
             raise ArtifactError(f"{path}: missing or of the wrong size; delete {folder} and submit the job again")
-    found = folder_hashes(folder)
-    altered = [name for name, expected in parts.items() if found[name]["sha256"] != expected["sha256"]]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        hashes = threads.map(file_sha256, [folder / name for name in parts])
+        altered = [name for (name, expected), sha256 in zip(parts.items(), hashes, strict=True) if sha256 != expected["sha256"]]
     if altered:
         raise ArtifactError(f"{folder / altered[0]}: its bytes have changed since it was written; delete {folder} and submit the job again")
 

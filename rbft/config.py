@@ -409,6 +409,13 @@ class TrainingConfig(_Section):
     freeze: tuple[ModelPart, ...] = ()
     """Parts that do not learn. The paper trains all of them."""
     checkpoint_every_steps: int = Field(50, gt=0)
+    checkpoint_every_minutes: float | None = Field(None, gt=0)
+    """Also when so much time has passed since the last one. What a crash costs is the shorter of the two, and the time a write takes."""
+    keep_checkpoints: int = Field(2, gt=0)
+    """The newest so many stay, and the best beside them. Two: the one before, in case a disk loses the newest."""
+    min_workers: int | None = Field(None, gt=0)
+    """Start and go on with as few workers as this where there is not room for `num_workers`, and with more again when there is. Counts
+    that do not divide the global batch are passed over. The number of workers changes results by rounding. None: always `num_workers`."""
     deepspeed: dict[str, Any] = Field(default_factory=lambda: {"zero_optimization": {"stage": 2}})
     """Passed to DeepSpeed as it is; in the file also the path of a YAML file that holds it (configs/deepspeed/). An `optimizer` or
     `scheduler` block is refused: DeepSpeed would drop the two learning rates."""
@@ -426,6 +433,23 @@ class TrainingConfig(_Section):
         """What `stage` of `system` is trained with."""
         own = self.per_system.get(parse_system(system).family, StageOptimisers())
         return getattr(own, stage) or getattr(self, stage)
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """The numbers of workers this can be trained with, ascending."""
+        least = self.num_workers if self.min_workers is None else self.min_workers
+        counts = range(least, self.num_workers + 1)
+        return tuple(count for count in counts if self.global_batch_size % (count * self.micro_batch_size) == 0)
+
+    def for_workers(self, num_workers: int) -> TrainingConfig:
+        """The same with that many workers, the global batch as it is; `ConfigError` if they are none of `worker_counts`."""
+        if num_workers not in self.worker_counts:
+            raise ConfigError(
+                f"training: {num_workers} workers are not among those that are possible ({', '.join(map(str, self.worker_counts))}); "
+                f"global_batch_size {self.global_batch_size} must divide by workers x micro_batch_size {self.micro_batch_size}, and they "
+                f"must be num_workers, or between min_workers and it"
+            )
+        return self.model_copy(update={"num_workers": num_workers, "min_workers": None})
 
     @property
     def accumulation_steps(self) -> int:
@@ -457,6 +481,12 @@ class TrainingConfig(_Section):
                 f"global_batch_size {self.global_batch_size} does not divide by num_workers {self.num_workers} x micro_batch_size "
                 f"{self.micro_batch_size}; {_batch_choices(self.global_batch_size, self.num_workers, self.micro_batch_size)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _min_workers_are_not_more(self) -> TrainingConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,8 @@
     │   ├── EngineGoneError         engine_gone      the engine is gone; its owner must exit
     │   └── EngineCrashError        engine_crash     engines died with this video alone in them; becomes an error row
     ├── TrainingError               training         a training run cannot start or go on
-    │   └── CheckpointError         checkpoint       a checkpoint is missing, partial or of another run
+    │   ├── CheckpointError         checkpoint       a checkpoint is missing, partial or of another run, or cannot be written
+    │   └── TrainingStopped         training_stopped a stage was asked to stop, and has saved what it did
     ├── ArtifactError               artifact         an artifact is missing, partial, altered or of another schema
     ├── JobError                    job              a job ended with too many bad rows, or cannot start
     └── ServiceError                service          the HTTP service failed, or cannot be reached
@@ -133,6 +134,12 @@ class TrainingError(RBFTError):
 
 class CheckpointError(TrainingError):
     code = "checkpoint"
+
+
+class TrainingStopped(TrainingError):  # noqa: N818 - nothing went wrong
+    """A stage was asked to stop, and has saved what it did."""
+
+    code = "training_stopped"
 
 
 class ArtifactError(RBFTError):

@@ -190,6 +190,28 @@ def test_a_mistake_in_the_task_file_names_that_file(run_file: Path) -> None:
 # The global batch
 
 
+@given(global_batch=st.integers(1, 300), num_workers=st.integers(1, 40), micro_batch=st.integers(1, 20), min_workers=st.integers(1, 40))
+def test_a_stage_can_be_trained_by_those_counts_of_workers_that_divide_its_batch(
+    global_batch: int, num_workers: int, micro_batch: int, min_workers: int
+) -> None:
+    global_batch *= num_workers * micro_batch
+    fields = {"global_batch_size": global_batch, "num_workers": num_workers, "micro_batch_size": micro_batch}
+    assert TrainingConfig(**fields).worker_counts == (num_workers,)
+    if min_workers > num_workers:
+        with pytest.raises(ValidationError, match=f"min_workers {min_workers} is more than num_workers {num_workers}"):
+            TrainingConfig(**fields, min_workers=min_workers)
+        return
+    training = TrainingConfig(**fields, min_workers=min_workers)
+    assert training.worker_counts[-1] == num_workers and training.worker_counts[0] >= min_workers
+    for count in range(1, num_workers + 2):
+        if count in training.worker_counts:
+            with_count = training.for_workers(count)
+            assert with_count.accumulation_steps * count * micro_batch == global_batch
+        else:
+            with pytest.raises(ConfigError, match=f"{count} workers are not among those that are possible"):
+                training.for_workers(count)
+
+
 @given(global_batch=st.integers(1, 300), num_workers=st.integers(1, 40), micro_batch=st.integers(1, 20))
 def test_a_global_batch_that_does_not_divide_is_refused_with_choices_that_do(global_batch: int, num_workers: int, micro_batch: int) -> None:
     fields = {"global_batch_size": global_batch, "num_workers": num_workers, "micro_batch_size": micro_batch}

@@ -1,45 +1,113 @@
-"""Checkpoints of a stage: written by all ranks, complete when their marker is, verified by hash before anything is unpickled."""
+"""Checkpoints of a stage: DeepSpeed's shards, written by all ranks while training goes on; complete when their marker is.
+
+    step-00000050/state/…       each rank's shards, as DeepSpeed names them
+    step-00000050/COMPLETE.json every file with size and hash; written last
+    universal-00000050/         the same for another number of workers, made when one loads it (`rbft.training.universal`)
+
+A half-written checkpoint has no marker, and what has none is not loaded. Bytes are verified by hash before anything is unpickled.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch.distributed as dist
 
 from rbft import artifacts
 from rbft.errors import ArtifactError, CheckpointError
+from rbft.training.checkpoint_write import CheckpointWrite, Parts, taken_from
+from rbft.training.universal import convert, load_universal
 
-KEEP = 2
-"""Complete checkpoints kept; the newest, and the one before it in case a disk loses the newest."""
+_TAG = "state"
+"""DeepSpeed's name for a folder in a checkpoint's folder."""
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int, fingerprint: str, bad_videos: dict[str, str], keep: Collection[int] = ()) -> None:
-    """Write the state after `step` optimiser steps to `folder/step-…`; every rank calls this. Older checkpoints beyond `KEEP` go, but those
-    of the steps in `keep`.
+class CheckpointWriter:
+    """Writes the checkpoints of one stage, at most one at a time. Every rank has one and calls its methods alike. A context manager.
 
-    `bad_videos` (id -> error code) are those of all ranks so far: a resumed stage must know of them, or it would pass where the
-    uninterrupted one fails.
+    A checkpoint that is due while the one before is still being written waits for it: the step is held up, and what a crash costs stays
+    within the interval.
     """
-    target = _path(folder, step)
-    if artifacts.is_complete(str(target)):
-        return
-    if dist.get_rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-    dist.barrier()
-    engine.save_checkpoint(str(target), tag="state", save_latest=False)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        lineage = {"step": step, "num_workers": dist.get_world_size(), "bad_videos": bad_videos}
-        artifacts.mark_complete(str(target), fingerprint, artifacts.folder_hashes(target), lineage)
-        kept = {_path(folder, each) for each in keep}
-        for old in complete_checkpoints(folder)[:-KEEP]:
-            if old not in kept:
-                (old / artifacts.MARKER).unlink()
-                shutil.rmtree(old)
-    dist.barrier()
+
+    def __init__(self, engine: Any, folder: Path, fingerprint: str, num_kept: int) -> None:
+        """`num_kept`: so many of the newest stay."""
+        self._engine, self._folder, self._fingerprint, self._num_kept = engine, folder, fingerprint, num_kept
+        self._write: CheckpointWrite | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._write is not None:
+            self._write.give_up()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank could not write; `wait` then raises on every rank."""
+        return self._write is not None and self._write.problem is not None
+
+    def save(self, step: int, bad_videos: dict[str, str], keep: Collection[int] = ()) -> float:
+        """Begin to write the state after `step` optimiser steps; the seconds that training was held up. Older checkpoints go when it is
+        complete, but for the newest and those after the steps `keep`, of which the best may be one.
+
+        `bad_videos` (id -> error code) are those of all ranks so far: a resumed stage must know of them, or it would pass where the
+        uninterrupted one fails. Raises `CheckpointError` if the checkpoint before it could not be written.
+        """
+        started = time.monotonic()
+        self.wait()
+        target = checkpoint_path(self._folder, step)
+        if not _agreed(artifacts.is_complete(str(target))):
+            if dist.get_rank() == 0:
+                shutil.rmtree(target, ignore_errors=True)
+            dist.barrier()
+            with taken_from(self._engine) as taken:
+                self._engine.save_checkpoint(str(target), tag=_TAG, save_latest=False)
+            lineage = {"step": step, "num_workers": dist.get_world_size(), "bad_videos": bad_videos}
+            self._write = CheckpointWrite(
+                *(target, taken, dist.get_rank(), dist.get_world_size()),
+                publish=lambda parts: self._publish(target, parts, lineage, frozenset(keep)),
+            )
+        return time.monotonic() - started
+
+    def wait(self) -> None:
+        """Come back when the checkpoint is complete; raises `CheckpointError` on all ranks if one of them could not write it."""
+        if self._write is None:
+            return
+        self._write.written.wait()
+        problems = _of_all_ranks(self._write.problem)
+        if problems:
+            self._write.give_up()  # rank 0 would wait for shards that never come
+        else:
+            self._write.join()
+            problems = _of_all_ranks(self._write.problem)
+        self._write = None
+        if problems:
+            raise CheckpointError(f"{problems[0]}; make room or mend the disk and submit the job again: complete checkpoints are kept")
+
+    def _publish(self, target: Path, parts: Parts, lineage: dict[str, Any], keep: frozenset[int]) -> None:
+        """On rank 0, in the writing thread."""
+        artifacts.mark_complete(str(target), self._fingerprint, parts, lineage)
+        for path in (target / artifacts.MARKER, target, self._folder):
+            _sync(path)
+        kept = {*complete_checkpoints(self._folder)[-self._num_kept :], *(checkpoint_path(self._folder, step) for step in keep)}
+        for old in self._folder.glob("step-*"):
+            if old not in kept:  # one without a marker is what a job that was killed had half written
+                _remove(old)
+        for old in self._folder.glob("universal-*"):
+            if checkpoint_path(self._folder, _step(old)) not in kept:
+                _remove(old)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` optimiser steps is."""
+    return folder / f"step-{step:08d}"
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -49,41 +117,88 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 def load_latest(engine: Any, folder: Path, fingerprint: str) -> tuple[int, dict[str, str]]:
     """Load the newest complete checkpoint into `engine`; the optimiser steps it holds and the bad videos met in them, 0 and {} if there
-    is none.
+    is none. Every rank calls this. Raises as `load_checkpoint` does."""
+    found = [checkpoint_path(folder, step) for step in _of_rank_0([_step(path) for path in complete_checkpoints(folder)])]
+    return load_checkpoint(engine, found[-1], fingerprint) if found else (0, {})
 
-    Raises `CheckpointError` if it is of another configuration or number of workers, or its bytes have changed.
+
+def load_checkpoint(engine: Any, path: Path, fingerprint: str) -> tuple[int, dict[str, str]]:
+    """Load the complete checkpoint `path` into `engine`; the optimiser steps it holds and the bad videos met in them.
+
+    Every rank calls this. With as many workers as wrote it, what follows is the same bit for bit; with another number its shards are first
+    converted (DeepSpeed's universal checkpoints) and what follows differs by rounding.
+
+    Raises `CheckpointError` if it is of another configuration, or its bytes have changed.
     """
-    found = complete_checkpoints(folder)
-    if not found:
-        return 0, {}
-    return _load(engine, found[-1], fingerprint)
-
-
-def load_step(engine: Any, folder: Path, step: int, fingerprint: str) -> None:
-    """Load the checkpoint of `step`, which is there; raises `CheckpointError` as `load_latest` does."""
-    _load(engine, _path(folder, step), fingerprint)
-
-
-def _path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}"
-
-
-def _load(engine: Any, newest: Path, fingerprint: str) -> tuple[int, dict[str, str]]:
-    folder = newest.parent
-    marker = artifacts.read_marker(str(newest))
+    marker = artifacts.read_marker(str(path))
     if marker["fingerprint"] != fingerprint:
-        raise CheckpointError(f"{newest}: is of another configuration; delete {folder} to start afresh")
-    num_workers = marker["lineage"]["num_workers"]
-    if num_workers != dist.get_world_size():
-        raise CheckpointError(
-            f"{newest}: was written by {num_workers} workers, this run has {dist.get_world_size()}; "
-            f"set training.num_workers={num_workers}, or delete {folder}"
-        )
-    try:
-        artifacts.verify(newest)
-    except ArtifactError as error:
-        raise CheckpointError(str(error)) from None
-    path, _ = engine.load_checkpoint(str(newest), tag="state")
-    if path is None:
-        raise CheckpointError(f"{newest}: DeepSpeed could not load it; delete it to go on from the one before")
+        raise CheckpointError(f"{path}: is of another configuration; delete {path.parent} to start afresh")
+    _verify_together(path)
+    if marker["lineage"]["num_workers"] == dist.get_world_size() or not engine.zero_optimization():
+        # Without ZeRO there are no shards: every worker loads the same file.
+        loaded, _ = engine.load_checkpoint(str(path), tag=_TAG)
+    else:
+        universal = path.parent / f"universal-{_step(path):08d}"
+        problem = None
+        if dist.get_rank() == 0:
+            try:
+                convert(path / _TAG, universal / _TAG, fingerprint)
+            except (CheckpointError, ArtifactError) as error:
+                problem = str(error)
+        if problems := _of_all_ranks(problem):
+            raise CheckpointError(problems[0])
+        _verify_together(universal)
+        loaded = load_universal(engine, universal, _TAG)
+    if loaded is None:
+        raise CheckpointError(f"{path}: DeepSpeed could not load it; delete it to go on from the one before")
     return int(marker["lineage"]["step"]), dict(marker["lineage"]["bad_videos"])
+
+
+def _verify_together(folder: Path) -> None:
+    """Raise `CheckpointError` on every rank, naming the part, if a part of `folder` is not what its marker says. Each rank reads its
+    share: together they read every byte once."""
+    names = sorted(artifacts.read_marker(str(folder))["parts"])
+    problem = None
+    try:
+        artifacts.verify(folder, names[dist.get_rank() :: dist.get_world_size()])
+    except ArtifactError as error:
+        problem = str(error)
+    if problems := _of_all_ranks(problem):
+        raise CheckpointError(problems[0])
+
+
+def _of_all_ranks(problem: str | None) -> list[str]:
+    """The problems of all ranks, the same list on each."""
+    gathered: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, problem)
+    return [each for each in gathered if each is not None]
+
+
+def _of_rank_0(value: Any) -> Any:
+    """Rank 0's `value`: on a network disk the others may not see yet, or still see, what it does."""
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def _agreed(value: bool) -> bool:
+    return bool(_of_rank_0(value))
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        (folder / artifacts.MARKER).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """See that `path`, a file or a folder's list of names, is on the disk and not in a cache only."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

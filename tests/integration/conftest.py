@@ -131,6 +131,17 @@ def finished_run(jobs: Jobs) -> Path:
     return jobs.run_dir("whole")
 
 
+TRAINING = ('evaluation.systems=["direct-sft-1"]', "training.global_batch_size=4", "training.micro_batch_size=1")
+"""Twelve steps of one stage: time enough to be stopped in."""
+
+
+@pytest.fixture(scope="session")
+def finished_training(jobs: Jobs) -> Path:
+    """The folder of a run whose stage (`TRAINING`) nobody stopped."""
+    jobs.run("train", "train-whole", *TRAINING)
+    return jobs.run_dir("train-whole")
+
+
 def wait_for(condition: Callable[[], bool], job: subprocess.Popen[str], timeout_s: float = 300) -> None:
     """Wait until `condition()` holds; fails the test with the job's output if it ends before that."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 
 from rbft import rows
 from rbft.records import rationale_schema
-from tests.integration.conftest import Jobs, wait_for
+from tests.integration.conftest import TRAINING, Jobs, wait_for
+from tests.integration.training_runs import lineage, num_logged, weights
 from tests.s3 import FlakyS3
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
@@ -59,14 +61,14 @@ def has_parts(run: Path) -> bool:
     return any(run.glob("rationales/*/parts/*.parquet"))
 
 
-def node_with_an_engine(nodes: Any) -> Any:
-    """A worker node below whose raylet an engine runs."""
+def node_with(nodes: Any, actor: str) -> Any:
+    """A worker node below whose raylet an actor of that class runs."""
     for node in nodes.worker_nodes:
         (raylet,) = node.all_processes["raylet"]
         below = psutil.Process(raylet.process.pid).children(recursive=True)
-        if any("EngineActor" in " ".join(_cmdline(process)) for process in below):
+        if any(actor in " ".join(_cmdline(process)) for process in below):
             return node
-    raise AssertionError("no node has an engine")
+    raise AssertionError(f"no node has an {actor}")
 
 
 def _cmdline(process: psutil.Process) -> list[str]:
@@ -80,7 +82,7 @@ def test_a_node_that_dies_costs_nothing_but_time(jobs_on_nodes: Jobs, nodes: Any
     run = jobs_on_nodes.run_dir("node-killed")
     job = jobs_on_nodes.start("generate", "node-killed", "engine.num_actors=2", "engine.rows_per_block=4")
     wait_for(lambda: has_parts(run), job)
-    nodes.remove_node(node_with_an_engine(nodes), allow_graceful=False)
+    nodes.remove_node(node_with(nodes, "EngineActor"), allow_graceful=False)
     output, _ = job.communicate(timeout=900)
     assert job.returncode == 0, output
     assert written(run) == written(finished_run)
@@ -169,3 +171,42 @@ def s3_environment(flaky_s3: FlakyS3) -> dict[str, str]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def test_a_node_that_dies_costs_training_at_most_the_interval(jobs_on_nodes: Jobs, nodes: Any, finished_training: Path) -> None:
+    run = jobs_on_nodes.run_dir("train-node-killed")
+    job = jobs_on_nodes.start("train", "train-node-killed", *TRAINING)
+    wait_for(lambda: num_logged(run) >= 3, job)
+    nodes.remove_node(node_with(nodes, "RayTrainWorker"), allow_graceful=False)
+    output, _ = job.communicate(timeout=900)
+    assert job.returncode == 0, output
+    assert weights(run) == weights(finished_training)
+
+
+def test_training_leaves_a_node_that_will_be_taken_away_without_losing_a_step(
+    jobs_on_nodes: Jobs, nodes: Any, finished_training: Path
+) -> None:
+    """Ray's notice, as an autoscaler gives it for a spot machine; there is no checkpoint but the one that the notice causes."""
+    run = jobs_on_nodes.run_dir("train-drained")
+    job = jobs_on_nodes.start("train", "train-drained", *TRAINING, "training.checkpoint_every_steps=1000")
+    wait_for(lambda: num_logged(run) >= 1, job)
+    node = node_with(nodes, "RayTrainWorker")
+    drain = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", nodes.address, "--node-id", node.node_id]
+    drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "300"]
+    subprocess.run(drain, env=os.environ | jobs_on_nodes.environment, check=True, capture_output=True)
+    output, _ = job.communicate(timeout=900)
+    assert job.returncode == 0 and "(a node is about to be taken away)" in output, output
+    assert weights(run) == weights(finished_training)
+
+
+def test_training_takes_another_worker_when_a_node_comes(jobs_on_nodes: Jobs, nodes: Any) -> None:
+    """It begins on the one node there is, saves when there is room for more, and goes on with two workers where it was."""
+    run = jobs_on_nodes.run_dir("train-grows")
+    nodes.remove_node(nodes.worker_nodes.copy().pop())
+    settings = ("training.num_cpus=3", "training.min_workers=1", "training.classify_epochs=16", "training.checkpoint_every_steps=1000")
+    job = jobs_on_nodes.start("train", "train-grows", *TRAINING, *settings)
+    wait_for(lambda: num_logged(run) >= 1, job)
+    nodes.add_node(num_cpus=3, object_store_memory=256 << 20)
+    output, _ = job.communicate(timeout=900)
+    assert job.returncode == 0 and "(there is room for 2 workers)" in output, output
+    assert num_logged(run) == 16 * 12 and lineage(run)["num_workers"] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from rbft.models.batches import pack, pad
 from rbft.models.chat import ChatAdapter
 from rbft.models.load import load_model
 from rbft.records import Example
-from rbft.training import loop
-from rbft.training.deepspeed_engine import build_engine, forward_backward, set_rates, whole_state_dict
+from rbft.training import checkpoint_write, checkpoints, loop
+from rbft.training.deepspeed_engine import build_engine, forward_backward, free_engine, set_rates, whole_state_dict
 from rbft.training.kernels import check_kernels
 from rbft.training.log import StageLog
 from rbft.training.order import worker_share
 from rbft.training.stage import StageSpec
+from rbft.training.stop import StopRequest, on_sigterm
 from rbft.video.pool import DecodePool
 from tests.samples import TASK
 
@@ -134,6 +136,66 @@ def run_until_killed(spec: StageSpec, items: list[TrainingItem], last_step: int)
 
     with mock.patch.object(StageLog, "write", write_and_die):
         loop.run_stage(spec, items)
+
+
+def run_until_told(spec: StageSpec, items: list[TrainingItem], last_step: int, rank: int) -> None:
+    """`run_stage`, of which the worker `rank` gets a SIGTERM during the optimiser step after `last_step`."""
+    request = StopRequest()
+    on_sigterm(request, "SIGTERM")
+
+    def step_and_be_told(engine: Any, *arguments: Any) -> Any:
+        if engine.global_steps == last_step and torch.distributed.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward_backward(engine, *arguments)
+
+    with mock.patch.object(loop, "forward_backward", step_and_be_told):
+        loop.run_stage(spec, items, request)
+
+
+def run_until_killed_writing(spec: StageSpec, items: list[TrainingItem], last_step: int, rank: int) -> None:
+    """`run_stage`, whose worker `rank` is killed in the middle of writing a shard of the first checkpoint after `last_step`."""
+    write = checkpoint_write._HashedFile.write
+
+    def write_and_die(file: Any, data: Any) -> int:
+        if Path(file._stream.name).parts[-3] > f"step-{last_step:08d}" and file.num_bytes > 10_000:
+            file._stream.write(bytes(data)[: len(data) // 2])
+            file._stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(file, data)
+
+    with mock.patch.object(checkpoint_write._HashedFile, "write", write_and_die if torch.distributed.get_rank() == rank else write):
+        loop.run_stage(spec, items)
+
+
+def run_on_a_full_disk(spec: StageSpec, items: list[TrainingItem], rank: int) -> None:
+    """`run_stage`, of which the worker `rank` cannot write files of more than a few thousand bytes."""
+    if torch.distributed.get_rank() == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    loop.run_stage(spec, items)
+
+
+def save_and_load(model: Path, folder: Path, items: list[TrainingItem], zero_stage: int) -> dict[str, Any]:
+    """Save after each of five steps, the first being the best, and load it again; the weights after it, once loaded, and what is left."""
+    training = make_training(1, 4, zero_stage=zero_stage)
+    engine = build_engine(load_model(model, "float32"), training, OPTIMISER)
+    adapter = ChatAdapter(model, VIDEO.spec())
+    with DecodePool(1) as pool:
+        samples = [adapter.encode(pool.decode(item.example.uri, adapter.spec), item.messages, item.answer) for item in items[:4]]
+    batch = adapter.collate(samples)
+    best: dict[str, torch.Tensor] = {}
+    with checkpoints.CheckpointWriter(engine, folder, "f" * 16, num_kept=2) as writer:
+        for step in range(1, 6):
+            set_rates(engine, step, 10, 0.0)
+            forward_backward(engine, [batch])
+            writer.save(step, {}, keep=(1,))
+            if step == 1:
+                best = {name: weight.clone() for name, weight in (whole_state_dict(engine) or {}).items()}
+        writer.wait()
+    last = {name: weight.clone() for name, weight in (whole_state_dict(engine) or {}).items()}
+    checkpoints.load_checkpoint(engine, checkpoints.checkpoint_path(folder, 1), "f" * 16)
+    loaded = {name: weight.clone() for name, weight in (whole_state_dict(engine) or {}).items()}
+    free_engine(engine)
+    return {"best": best, "last": last, "loaded": loaded, "left": sorted(path.name for path in folder.iterdir())}
 
 
 def run_stages(stages: list[tuple[StageSpec, list[TrainingItem]]]) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""Training under Ray that is told to stop, and goes on: the weights are those of a run that nobody stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rbft import artifacts
+from tests.integration.conftest import TRAINING, Jobs, RayCluster, wait_for
+from tests.integration.training_runs import lineage, num_logged, stage_folder, weights
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def train_workers(ray_cluster: RayCluster) -> list[psutil.Process]:
+    return [each for each in psutil.Process(ray_cluster.pid).children(recursive=True) if "RayTrainWorker" in " ".join(_cmdline(each))]
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def test_a_job_that_is_ended_by_sigterm_saves_and_goes_on_where_it_was(jobs: Jobs, finished_training: Path) -> None:
+    """The second submission asks for up to four workers where there is room for three: it takes two, which divide the batch."""
+    run = jobs.run_dir("train-stopped")
+    job = jobs.start("train", "train-stopped", *TRAINING, "training.checkpoint_every_steps=1000")
+    wait_for(lambda: num_logged(run) >= 2, job)
+    job.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 2 and "error[training_stopped]: direct-sft-1/classify: stopped after step" in output, output
+    steps = [json.loads(line)["step"] for line in (stage_folder(run) / "log.jsonl").read_text().splitlines()]
+    (saved,) = (stage_folder(run) / "checkpoints").iterdir()
+    assert artifacts.is_complete(str(saved)) and saved.name == f"step-{steps[-1]:08d}" and steps[-1] < 12
+    elastic = ("training.num_workers=4", "training.min_workers=1", "training.num_cpus=2")
+    jobs.run("train", "train-stopped", *TRAINING, *elastic)
+    assert lineage(run)["num_workers"] == 2
+    assert weights(run) == weights(finished_training)
+    assert [json.loads(line)["step"] for line in (stage_folder(run) / "log.jsonl").read_text().splitlines()] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_ends_with_the_same_weights(jobs: Jobs, finished_training: Path) -> None:
+    run = jobs.run_dir("train-interrupted")
+    job = jobs.start("train", "train-interrupted", *TRAINING, "training.checkpoint_every_steps=1000")
+    wait_for(lambda: num_logged(run) >= 2, job)
+    job.send_signal(signal.SIGINT)
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 130 and "stopped after step" in output and "(Ctrl-C)" in output, output
+    assert list(stage_folder(run).glob("checkpoints/*/COMPLETE.json"))
+    jobs.run("train", "train-interrupted", *TRAINING)
+    assert weights(run) == weights(finished_training)
+
+
+def test_a_worker_that_gets_a_sigterm_saves_and_the_job_goes_on_by_itself(
+    jobs: Jobs, ray_cluster: RayCluster, finished_training: Path
+) -> None:
+    run = jobs.run_dir("train-worker-stopped")
+    job = jobs.start("train", "train-worker-stopped", *TRAINING, "training.checkpoint_every_steps=1000")
+    wait_for(lambda: num_logged(run) >= 2, job)
+    first, second = train_workers(ray_cluster)
+    second.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0 and "(SIGTERM to a worker)" in output, output
+    assert not first.is_running() and weights(run) == weights(finished_training)

@@ -1,0 +1,27 @@
+"""What a run's one stage of direct-sft-1 has left on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rbft import artifacts
+
+
+def stage_folder(run: Path) -> Path:
+    (folder,) = run.glob("train/direct-sft-1/classify/*")
+    return folder
+
+
+def num_logged(run: Path) -> int:
+    """Optimiser steps in the log."""
+    logs = list(run.glob("train/direct-sft-1/classify/*/log.jsonl"))
+    return logs[0].read_bytes().count(b"\n") if logs else 0
+
+
+def weights(run: Path) -> bytes:
+    return (stage_folder(run) / "final" / "model.safetensors").read_bytes()
+
+
+def lineage(run: Path) -> dict[str, Any]:
+    return dict(artifacts.read_marker(str(stage_folder(run) / "final"))["lineage"])
