@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] = ()) -> None:
             paths = [Path(shutil.copyfile(first, folder / f"{i}.mp4")) for i in range(NUM_VIDEOS)]
             items = [TrainingItem(Example(path.stem, str(path)), task.question_messages(), task.labels[0]) for path in paths]
             seconds: dict[str, list[float]] = {"without": [], "filling": [], "filled": []}
+            stored = 0.0
             for round_ in range(NUM_ROUNDS + 1):
                 clips = ClipCache(folder / f"clips-{round_}", 20 << 30)
                 for name, cache in (("without", None), ("filling", clips), ("filled", clips)):

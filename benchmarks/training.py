@@ -103,6 +103,8 @@ class Process:
     """A contender at work."""
 
     def __init__(self, contender: Contender, request: Request, log: Path) -> None:
+        if not Path(contender.python).exists():
+            raise PeerError(f"no {contender.python}; benchmarks/peers/setup.sh makes it")
         Path(request.folder).mkdir(parents=True)
         path = Path(request.folder) / "request.json"
         path.write_text(json.dumps(asdict(request)))

@@ -148,8 +148,8 @@ def use_our_positions(model: Any, request: Request) -> None:
     model.model.get_rope_index = with_lists
 
 
-def train(trainer: Any, rounds: Rounds) -> None:
+def train(trainer: Any, rounds: Rounds, is_head_called: bool = True) -> None:
     trainer.add_callback(RoundsCallback(rounds))
-    rounds.watch(trainer.model)
+    rounds.watch(trainer.model, is_head_called)
     trainer.train()
     rounds.finish()

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import deepspeed  # noqa: F401  # what it takes is a library's memory, as that of the peers' libraries
 import torch.distributed as dist
 
 from benchmarks.peers.protocol import Request, Rounds, errors_told, read_request
@@ -46,10 +47,11 @@ def _train(request: Request, rounds: Rounds) -> None:
         for i, (video, answer) in enumerate(zip(request.extra["videos"], request.extra["answers"], strict=True))
     ]
     size = spec.training.global_batch_size
+    batches: list[list[int | None]]
     if request.is_grouped:
         batches = global_batches(len(items), size, request.num_rounds, seed=0)
     else:
-        batches = [list(range(start, start + size)) for start in range(0, len(items), size)] * request.num_rounds
+        batches = [[*range(start, start + size)] for start in range(0, len(items), size)] * request.num_rounds
     with Feed(spec, adapter, items, batches, 0, 1) as feed:
         steps = enumerate(feed)
         rounds.ready(**versions())

@@ -96,7 +96,8 @@ class Rounds:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        # Out of the way of what libraries print, and of the lines of others.
+        assert sys.__stdout__ is not None
+        self._output = sys.__stdout__  # a library may put another in its place
         self._base_bytes = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here: libraries are loaded, the model is not
         self._losses: dict[int, float] = {}
@@ -105,12 +106,16 @@ class Rounds:
         self._num_positions = self._num_logits = 0
         self._flops: Any = None
 
-    def watch(self, model: Any) -> None:
-        """Count what goes through the decoder and the language head of `model` (Qwen2_5_VLForConditionalGeneration)."""
+    def watch(self, model: Any, is_head_called: bool = True) -> None:
+        """Count what goes through the decoder and the language head of `model` (Qwen2_5_VLForConditionalGeneration).
+
+        `is_head_called` False: the contender multiplies with the head's weight itself, for every position.
+        """
 
         def positions(module: Any, args: Any, kwargs: Any) -> None:
             embedded = kwargs.get("inputs_embeds", args[0] if args else None)
             self._num_positions += embedded.shape[0] * embedded.shape[1]
+            self._num_logits += 0 if is_head_called else embedded.shape[0] * embedded.shape[1]
 
         def logits(module: Any, args: Any, output: torch.Tensor) -> None:
             self._num_logits += output.numel() // output.shape[-1]
@@ -119,8 +124,8 @@ class Rounds:
         model.lm_head.register_forward_hook(logits)
 
     def say(self, **message: Any) -> None:
-        sys.__stdout__.write(f"{MARK}{json.dumps(message)}\n")
-        sys.__stdout__.flush()
+        self._output.write(f"{MARK}{json.dumps(message)}\n")
+        self._output.flush()
 
     def ready(self, **facts: Any) -> None:
         self.say(ready={**facts, "python": sys.version.split()[0]})
