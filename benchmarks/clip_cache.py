@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     RESULT.write_text(f"""# What decoded clips on the disk save
 
 `python -m benchmarks clip_cache`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {used}.
-Milliseconds a sample of decoding and encoding, on {num_threads} threads, {NUM_VIDEOS} videos at 1 FPS, nothing else running; medians of
+Milliseconds a sample of decoding and encoding, on {num_threads} threads, {NUM_VIDEOS} videos at 1 FPS; medians of
 {NUM_ROUNDS} rounds in turns, and the range of the rounds' gains. The files are in the page cache; what a disk adds, it adds to both.
 
 | clip | MB in the cache | without | epoch that fills it | later epochs | gain |

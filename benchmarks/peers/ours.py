@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  # what it takes is a library's memory, as that of the peers' libraries
+import deepspeed.runtime.engine  # noqa: F401  # loaded before memory is counted, as the peers' libraries are
 import torch.distributed as dist
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration  # noqa: F401  # likewise
 
 from benchmarks.peers.protocol import Request, Rounds, errors_told, read_request
 from ray_jobs.run import versions
