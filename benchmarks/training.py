@@ -414,19 +414,23 @@ fp32, AdamW (no decay), clipping at 1, cosine from {LEARNING_RATE:g}, no gradien
 and token ids; decoding is left out (`decode.md` has it). Peers group by length with their own option, and prepare samples between steps:
 with a data process of its own transformers' Trainer was slower on two cores (1.61 s against 1.54 s for 32 samples). Ours encodes on one
 thread ahead of the step. Medians of {NUM_ROUNDS} rounds in turns, after one that warms up; in brackets the range of the rounds' ratios.
-Peak memory is what a process takes beyond its loaded libraries. Padded is the share of positions in the decoder that belong to no sample; FLOPs are
+Peak memory is what a process takes beyond its loaded libraries. Padded is the share of positions in the decoder that belong to no
+sample; FLOPs are
 counted by torch (`FlopCounterMode`), forward and backward.
 
 Clips of mixed length last between the two ends evenly on a logarithmic scale; equal ones are all of the ends' geometric mean. Grouping by
-length pads less the more samples it can choose from: with these lengths transformers' grouping pads 7.5 % of the miniature's positions with
+length pads less the more samples it can choose from: with these lengths transformers' grouping pads 7.5 % of the miniature's positions
+with
 128 samples, 1.4 % with 1,000, 0.4 % with 10,000, and without grouping it is 36 % (computed from its sampler's rule).
 
 {tables}
 ## The same training
 
 The same {CURVE_BATCH_SIZE} samples a step in the same order, no grouping; mean loss of a supervised token before step 1, and in the last
-step, and how far from ours at most in any step. Two things had to be made the same for that. Peers have the reference implementation's positions
-here: transformers 5 places the text after a video elsewhere (`rbft/models/positions.py`), which is another loss from the first step on. And
+step, and how far from ours at most in any step. Two things had to be made the same for that. Peers have the reference implementation's
+positions
+here: transformers 5 places the text after a video elsewhere (`rbft/models/positions.py`), which is another loss from the first step
+on. And
 nothing is accumulated: the peers' Trainer takes the mean of the micro-batches' means for Qwen2.5-VL (its `accepts_loss_kwargs` is False),
 ours the mean over all supervised tokens of the global batch. In the timed rounds every peer does as it does.
 
