@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import decode, demo, evidence, generation, gpu_training, repeatability, scale
+from benchmarks import clip_cache, decode, demo, evidence, generation, gpu_training, repeatability, scale, training
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "generation": generation.main,
     "decode": decode.main,
+    "clip_cache": clip_cache.main,
     "scale": scale.main,
+    "training": training.main,
     "repeatability": repeatability.main,
     "gpu_training": gpu_training.main,
     "demo": lambda _: demo.main(),

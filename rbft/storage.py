@@ -85,6 +85,15 @@ def _file_type(where: fs.FileSystem, path: str) -> Any:
     return where.get_file_info(path).type
 
 
+def stamp(uri: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change in nanoseconds of the file `uri`; raises `ArtifactError` if there is none that has them."""
+    where, path = filesystem(uri)
+    info = _retried(where.get_file_info)(path)
+    if info.type != fs.FileType.File or info.size is None or info.mtime_ns is None:
+        raise ArtifactError(f"{shown(uri)}: no such file, or its storage knows no size and time of it")
+    return int(info.size), int(info.mtime_ns)
+
+
 def make_folder(uri: str) -> None:
     """Make `uri` and its parents; raises `ArtifactError` that says so when it cannot be written."""
     where, path = filesystem(uri)

@@ -23,6 +23,7 @@ from rbft.task import Message, Task
 
 if TYPE_CHECKING:
     from rbft.models.chat import ChatAdapter, EncodedSample
+    from rbft.video.clip_cache import ClipCache
     from rbft.video.pool import DecodePool
 
 _LOG = logging.getLogger(__name__)
@@ -154,9 +155,11 @@ class SampleEncoder:
     The heavy parts run outside the interpreter lock (decoder processes, torch), so threads are enough.
     """
 
-    def __init__(self, adapter: ChatAdapter, pool: DecodePool, num_threads: int) -> None:
+    def __init__(self, adapter: ChatAdapter, pool: DecodePool, num_threads: int, clips: ClipCache | None = None) -> None:
+        """`clips` keeps what was decoded for the next epoch or stage; without it every video is decoded each time."""
         self._adapter = adapter
         self._pool = pool
+        self._clips = clips
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="rbft-encode")
         self._lookahead = 4 * num_threads
         self.errors: dict[str, VideoError] = {}
@@ -184,13 +187,18 @@ class SampleEncoder:
         if item is not None:
             example = item.example
             try:
-                clip = self._pool.decode(example.uri, self._adapter.spec, example.start_s, example.end_s)
-                return self._adapter.encode(clip, item.messages, item.answer, item.weight)
+                return self._adapter.encode(self._clip(example), item.messages, item.answer, item.weight)
             except VideoError as error:
                 if example.id not in self.errors:
                     _LOG.warning("video left out id=%s code=%s error=%s", example.id, error.code, error)
                 self.errors[example.id] = error
         return self._empty_sample()
+
+    def _clip(self, example: Example) -> Clip:
+        def decode() -> Clip:
+            return self._pool.decode(example.uri, self._adapter.spec, example.start_s, example.end_s)
+
+        return decode() if self._clips is None else self._clips.clip(example, self._adapter.spec, decode)
 
     def _empty_sample(self) -> EncodedSample:
         """The smallest clip and prompt there is: keeps all ranks in step, adds nothing to the loss."""

@@ -50,6 +50,9 @@ def build_engine(
     """
     import deepspeed
 
+    # DeepSpeed's all-reduce through shared memory, for ranks on CPUs of one machine: it is compiled at first use, and a worker that is killed
+    # meanwhile leaves a lock that every later start waits for, for ever; and all groups without a MASTER_PORT of their own share its memory.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if dist.get_world_size() != training.num_workers:
         raise TrainingError(f"training.num_workers is {training.num_workers}, the process group has {dist.get_world_size()} workers")
     if training.gradient_checkpointing:
@@ -81,7 +84,8 @@ def _make_adamw(groups: list[dict[str, Any]], training: TrainingConfig, optimise
                 "(Debian, Ubuntu: apt install libaio-dev) on every node, or offload to the CPU (device: cpu)"
             )
     if training.offload_device("optimizer") == "none":
-        return torch.optim.AdamW(groups, betas=optimiser.betas, eps=optimiser.eps)
+        # Fused: one pass over the weights, on CPUs too.
+        return torch.optim.AdamW(groups, betas=optimiser.betas, eps=optimiser.eps, fused=True)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     adamw: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, betas=optimiser.betas, eps=optimiser.eps, adamw_mode=True)

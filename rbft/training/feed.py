@@ -15,6 +15,7 @@ from rbft.models.chat import ChatAdapter, EncodedSample
 from rbft.training.grouping import balanced_groups, similar_groups
 from rbft.training.order import worker_share
 from rbft.training.stage import StageSpec
+from rbft.video.clip_cache import ClipCache
 from rbft.video.pool import DecodePool
 
 
@@ -47,7 +48,8 @@ class Feed:
         num_threads = max(1, int(spec.training.num_cpus))
         self._stack = contextlib.ExitStack()
         pool = self._stack.enter_context(DecodePool(num_threads, spec.video.timeout_s, spec.video.memory_limit_bytes))
-        self._encoder = self._stack.enter_context(contextlib.closing(SampleEncoder(adapter, pool, num_threads)))
+        clips = ClipCache(spec.training.clip_cache_folder, spec.training.clip_cache_bytes)
+        self._encoder = self._stack.enter_context(contextlib.closing(SampleEncoder(adapter, pool, num_threads, clips)))
 
     def __enter__(self) -> Self:
         return self

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +29,7 @@ from rbft.errors import DataError, VideoMissingError
 from rbft.models.chat import IGNORE_INDEX, ChatAdapter
 from rbft.records import Example
 from rbft.systems import parse_system
+from rbft.video.clip_cache import ClipCache
 from rbft.video.pool import DecodePool
 from tests.samples import SPEC, TASK, write_video
 from tests.tiny_models import make_tiny_model
@@ -131,6 +135,21 @@ def test_only_the_answer_and_its_end_are_supervised(
         masked = adapter.tokenizer.decode(tokens[: -len(answer)])
         assert masked.count("<|video_pad|>") == int(sample.mm_token_type_ids_L.sum()) // 2 == int(sample.grid_thw.prod()) // 4
         assert masked.endswith(f"{prompt}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_what_one_encoder_decoded_another_takes_from_the_disk_with_the_same_tensors(
+    adapter: ChatAdapter, examples: list[Example], encoder: SampleEncoder, tmp_path: Path
+) -> None:
+    items = classify_items(TASK, examples[:2])
+    plain = list(encoder.stream(items))
+    with DecodePool(1) as pool, contextlib.closing(SampleEncoder(adapter, pool, 1, ClipCache(tmp_path, 1 << 20))) as first:
+        filled = list(first.stream(items))
+    # Its pool is closed by now: whatever it decoded would be an error.
+    with contextlib.closing(SampleEncoder(adapter, pool, 1, ClipCache(tmp_path, 1 << 20))) as second:
+        found = list(second.stream(items))
+    for samples in (filled, found):
+        for one, other in zip(samples, plain, strict=True):
+            assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(vars(other)[name])) for name, value in vars(one).items())
 
 
 def test_samples_come_in_the_order_of_their_items(adapter: ChatAdapter, examples: list[Example], encoder: SampleEncoder) -> None:
