@@ -56,7 +56,7 @@ if [[ "$was_flavour $was_dependencies $was_project" == "$flavour $dependencies $
   exit 0
 fi
 
-# DeepSpeed compiles its CPU optimizer at first use, and that is too late to learn that the compiler is missing.
+# DeepSpeed compiles its CPU optimizer at first use (offloading), and that is too late to learn that the compiler is missing.
 command -v g++ >/dev/null || stop "no g++ on PATH; install it (Debian, Ubuntu: apt install g++) and run again; DeepSpeed compiles its CPU optimizer with it"
 include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 [[ -f $include/Python.h ]] || stop "no $include/Python.h; install Python's headers (Debian, Ubuntu: apt install $(basename "$include")-dev) and run again"
@@ -84,9 +84,6 @@ if [[ "$was_flavour $was_dependencies" != "$flavour $dependencies" ]]; then
   pip install --progress-bar off --constraint constraints.txt --editable ".[$flavour,dev]" | { grep -v '^Requirement already satisfied' || true; }
   if [[ $flavour == cpu ]]; then
     "$venv/bin/python" scripts/repair_cpu.py
-    say "compiling DeepSpeed's CPU communication op"  # else the first training would, on every worker's time
-    PATH=$PWD/$venv/bin:$PATH "$venv/bin/python" -c \
-      'from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder("ShareMemCommBuilder").load()' >/dev/null
   else
     "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || stop "the package index gave a CPU build of torch for a GPU" \
       "set-up; take CPU builds out of pip's indexes and links (pip config list), rm -rf $venv and run again"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +112,8 @@ class ModelPieces:
 
 def measure_pieces(config: Any, training: TrainingConfig) -> ModelPieces:
     """The pieces of the model that the transformers configuration `config` describes, as `training` trains them."""
-    return _measure_pieces(type(config), config.to_json_string(use_diff=False), training.precision, training.lora, training.freeze)
+    kind: Hashable = type(config)
+    return _measure_pieces(kind, config.to_json_string(use_diff=False), training.precision, training.lora, training.freeze)
 
 
 @functools.lru_cache
