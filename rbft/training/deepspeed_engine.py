@@ -47,11 +47,11 @@ def build_engine(model: Any, training: TrainingConfig, optimiser: OptimiserConfi
 
     if dist.get_world_size() != training.num_workers:
         raise TrainingError(f"training.num_workers is {training.num_workers}, the process group has {dist.get_world_size()} workers")
-    if training.gradient_checkpointing:
-        recompute_activations(model)
     if training.lora is not None:
         add_adapters(model, training.lora, seed)
     freeze_parts(model, training.freeze)
+    if training.gradient_checkpointing:
+        recompute_activations(model)
     model.train()
     module = SupervisedLoss(model)
     engine, *_ = deepspeed.initialize(
