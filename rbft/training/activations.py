@@ -32,11 +32,18 @@ _SIZES = (64, 128)
 
 
 def recompute_activations(model: Any) -> None:
-    """Let the blocks of both towers keep their inputs alone, and compute the rest again in the backward pass."""
+    """Let the blocks of both towers keep their inputs alone, and compute the rest again in the backward pass.
+
+    To be called when it is settled what learns: a vision tower in which nothing does has no backward pass, and keeps nothing.
+    """
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # transformers 5.19 also lets the patch and token embeddings' outputs require gradients. Reentrant checkpointing needs that and this
     # does not, and a frozen vision tower would be recomputed and gone back through for nothing.
     model.disable_input_require_grads()
+    tower = model.model.visual
+    if not any(parameter.requires_grad for module in (tower.patch_embed, tower.blocks) for parameter in module.parameters()):
+        for block in tower.blocks:
+            block.gradient_checkpointing = False  # what it keeps for a pass that does not come is freed by no one but the garbage collector
 
 
 class LiveBytes(TorchDispatchMode):

@@ -55,11 +55,11 @@ def build_engine(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if dist.get_world_size() != training.num_workers:
         raise TrainingError(f"training.num_workers is {training.num_workers}, the process group has {dist.get_world_size()} workers")
-    if training.gradient_checkpointing:
-        recompute_activations(model)
     if training.lora is not None:
         add_adapters(model, training.lora, seed)
     freeze_parts(model, training.freeze)
+    if training.gradient_checkpointing:
+        recompute_activations(model)
     use_kernels(model, training)
     model.train()
     module = SupervisedLoss(model, patches)

@@ -79,7 +79,7 @@ def training_memory(shape: ModelShape, training: TrainingConfig, sample: SampleS
         weights -= round(quantised * (width - _NF4))
     # fp32 weights of its own: under ZeRO DeepSpeed makes a copy of its partition also where the weights are fp32 already.
     optimiser = share(count, 1) * (3 if stage > 0 else 2) * _FP32
-    gradients = share(count, 2) * _FP32
+    gradients = _gradient_bytes(count, training, width)
     bucket = min(count, int(zero.get("reduce_bucket_size", _REDUCE_BUCKET)))
     num_buckets = 2 if zero.get("overlap_comm", stage == 3) else 1
     buffers = bucket * (num_buckets * width + (_FP32 if width != _FP32 else 0)) if stage > 0 else 0
@@ -94,6 +94,17 @@ def training_memory(shape: ModelShape, training: TrainingConfig, sample: SampleS
     return TrainingMemory(weights, gradients, optimiser, buffers, activation_bytes(shape, training, sample), offloaded)
 
 
+def _gradient_bytes(count: int, training: TrainingConfig, width: int) -> int:
+    """Of `count` weights that learn, as DeepSpeed 0.19 holds them between backward pass and step (measured; a test holds it)."""
+    share = -(-count // training.num_workers)
+    if training.zero_stage == 1 and width != _FP32 and training.offload_device("optimizer") == "none":
+        return count * (_FP32 + width)  # BF16_Optimizer adds up in fp32 and keeps the bf16 gradients' memory
+    if training.zero_stage == 1:
+        # Each worker's share is cut out when the last micro-batch's gradients are sent; until then all of those before are added up whole.
+        return share * _FP32 + (count * _FP32 if training.accumulation_steps > 1 else 0)
+    return (share if training.zero_stage >= 2 else count) * _FP32
+
+
 def activation_bytes(shape: ModelShape, training: TrainingConfig, sample: SampleSize) -> int:
     """The most that is alive at once of what forward and backward passes make of one micro-batch, its pixels included."""
     from rbft.training.activations import measure_pieces  # imports torch, which planning without a model does without
@@ -106,12 +117,14 @@ def activation_bytes(shape: ModelShape, training: TrainingConfig, sample: Sample
 
     # The video's pixels (fp32), then what the vision tower keeps: blocks that learn keep what they need, and all keep their outputs.
     tower = num_patches * 3 * shape.temporal_patch_size * shape.patch_size**2 * _FP32 + pieces.patches.kept.of(num_patches)
+    tower += patch_states  # of the last block or, where nothing learns before it, what the merger reads all the same
     if pieces.vision_learns:
         block = 0.0 if checkpointing else pieces.vision.kept.of(num_patches)
-        tower += patch_states + shape.vision.num_layers * (patch_states + block)
+        tower += shape.vision.num_layers * (patch_states + block)
     tower += pieces.merger.kept.of(num_video) + pieces.token_state * num_video
     block = 0.0 if checkpointing else pieces.text.kept.of(num_tokens)
-    both = tower + token_states + shape.text.num_layers * (token_states + block)
+    # Embeddings, what the blocks keep, and the final states, of which the supervised ones go on to the head.
+    both = tower + 2 * token_states + shape.text.num_layers * (token_states + block)
 
     def at_work(piece: Any, number: int) -> float:
         """A block in its backward pass: with checkpointing all it keeps is made again first."""

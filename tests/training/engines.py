@@ -89,9 +89,15 @@ def many_small_steps(model: Path, items: list[TrainingItem], training: TrainingC
                 weight = norm.detach().clone()
             looks.append((weight, deepspeed.utils.safe_get_full_fp32_param(norm).clone()))
     held = {str(value.dtype) for state in engine.basic_optimizer.state.values() for value in state.values() if value.numel() > 1}
-    masters = {str(p.dtype) for group in engine.basic_optimizer.param_groups for p in group["params"]}
+    masters = {str(p.dtype) for p in masters_of(engine)}
     free_engine(engine)
     return {"looks": looks, "states": held, "masters": masters}
+
+
+def masters_of(engine: Any) -> list[torch.Tensor]:
+    """What AdamW steps: this rank's fp32 partitions, which ZeRO-3 shows to the optimiser only while it steps."""
+    shown = [p for group in engine.basic_optimizer.param_groups for p in group["params"]]
+    return shown or list(engine.optimizer.fp32_partitioned_groups_flat)
 
 
 def adapter_steps(model: Path, items: list[TrainingItem], training: TrainingConfig) -> dict[str, Any]:
@@ -141,7 +147,7 @@ def engine_bytes(model: Path, items: list[TrainingItem], training: TrainingConfi
     forward_backward(engine, make_batches(model, items))
     parameters = list(engine.module.parameters())
     found["parameters"] = storage_bytes([getattr(p, "ds_tensor", p.data) for p in parameters])
-    masters = [p for group in engine.basic_optimizer.param_groups for p in group["params"]]
+    masters = masters_of(engine)
     moments = [value for state in engine.basic_optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
     own = {p.untyped_storage()._cdata for p in parameters}  # without ZeRO the optimiser steps the model's own weights
     found["optimiser"] = storage_bytes([value for value in [*masters, *moments] if value.untyped_storage()._cdata not in own])
