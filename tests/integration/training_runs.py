@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ def num_logged(run: Path) -> int:
     """Optimiser steps in the log."""
     logs = list(run.glob("train/direct-sft-1/classify/*/log.jsonl"))
     return logs[0].read_bytes().count(b"\n") if logs else 0
+
+
+def log_lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (stage_folder(run) / "log.jsonl").read_text().splitlines()]
 
 
 def weights(run: Path) -> bytes:
