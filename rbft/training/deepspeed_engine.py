@@ -50,8 +50,8 @@ def build_engine(
     """
     import deepspeed
 
-    # DeepSpeed's all-reduce through shared memory, for ranks on one machine's CPUs: it is compiled at first use, and a worker that is killed
-    # meanwhile leaves a lock that every later start waits for, for ever. And groups without a MASTER_PORT of their own share its memory.
+    # DeepSpeed's all-reduce through shared memory, for ranks on one machine's CPUs: it is compiled at first use, and a worker killed
+    # meanwhile leaves a lock that every later start waits for, for ever. Also, groups without a MASTER_PORT of their own share its memory.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if dist.get_world_size() != training.num_workers:
         raise TrainingError(f"training.num_workers is {training.num_workers}, the process group has {dist.get_world_size()} workers")
