@@ -119,7 +119,8 @@ class ModelPieces:
 
 def measure_pieces(config: Any, training: TrainingConfig) -> ModelPieces:
     """The pieces of the model that the transformers configuration `config` describes, as `training` trains them."""
-    return _measure_pieces(type(config), config.to_json_string(use_diff=False), training.precision, training.lora, training.freeze)
+    kind: Any = type(config)
+    return _measure_pieces(kind, config.to_json_string(use_diff=False), training.precision, training.lora, training.freeze)
 
 
 @functools.lru_cache
