@@ -41,7 +41,7 @@ def main() -> None:
 def _train(request: Request, rounds: Rounds) -> None:
     spec = _stage(request)
     adapter = ChatAdapter(request.model, spec.video.spec())
-    engine = build_engine(load_model(request.model, "float32"), spec.training, spec.optimiser, *_patches(adapter))
+    engine = build_engine(load_model(request.model, "float32"), spec.training, spec.optimiser, adapter.patches)
     rounds.watch(engine.module.model)
     items = [
         TrainingItem(Example(f"v{i}", video), spec.task.rationale_messages(), answer)
@@ -63,10 +63,6 @@ def _train(request: Request, rounds: Rounds) -> None:
                 outcome = forward_backward(engine, batch.micro_batches)
                 rounds.add_loss(step + 1, outcome.loss)
     rounds.finish()
-
-
-def _patches(adapter: ChatAdapter) -> list[Any]:
-    return [adapter.patches] if hasattr(adapter, "patches") else []
 
 
 def _stage(request: Request) -> StageSpec:
