@@ -7,10 +7,8 @@ It needs torch (2.11 or later), transformers (5.17 or later) and this folder, an
 are installed.
 
     MFU = FLOPs of the model / (seconds * the device's dense bf16 FLOP/s)
-    FLOPs of the model = 3 * forward (backward is twice forward; what checkpointing computes again does not count)
-    forward = 2 * weights of the matrix products * tokens through them: text, vision tower, merger, the head's supervised rows
-            + 4 * length^2 * heads * head size of every segment that attends to itself; half of it where attention is causal
-    Padding counts for nothing. Norms, rotary embeddings, softmax and the loss are left out.
+
+`rbft.models.flops` says what counts: not padding, not what checkpointing computes again.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ import torch
 from rbft.models.attention import use_segments
 from rbft.models.batches import MicroBatch, pack, pad, to_device
 from rbft.models.chat import IGNORE_INDEX, EncodedSample
+from rbft.models.flops import model_flops, peak_flops
 from rbft.models.patches import PatchLayout, patchify
 from rbft.training.kernels import fuse
 from rbft.training.loss import SupervisedLoss
@@ -60,9 +59,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """From the config.json of Qwen's models; "tiny" is for tests."""
 VIDEO_TOKEN, PAD_TOKEN = 1, 0
-
-DENSE_BF16 = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "B200": 2250e12}
-"""FLOP/s without sparsity, of NVIDIA's data sheets (SXM)."""
 
 NUM_FRAMES = (60, 32, 48, 16, 24, 60, 40, 12)
 """Of the clips, at 1 FPS: 12 to 60 seconds."""
@@ -128,7 +124,7 @@ class Measured:
     """Of the samples, video and text; no padding."""
     samples_per_s: float = 0.0
     mfu: float | None = None
-    """Of the data sheet's FLOP/s; None for a device that is not in `DENSE_BF16`."""
+    """Of the data sheet's FLOP/s; None for a device that is not in `rbft.models.flops`."""
     share_of_product: float = 0.0
     """The model's FLOP/s as a share of those of a large matrix product, measured on this device in this precision."""
     peak_gib: float | None = None
@@ -250,8 +246,9 @@ def _measure(shape: dict[str, Any], technique: Technique, workload: Workload, de
         first_loss = float(total) / num_supervised if step == 0 else first_loss
     step_s = statistics.median(times[1:])
     num_tokens = sum(len(sample.input_ids_L) for sample in samples)
-    flops = 3 * forward_flops(model.config, samples)
-    sheet = next((value for name, value in DENSE_BF16.items() if name in describe(device)), None)
+    costs = model_flops(model)
+    flops = sum(costs.of_sample(len(s.input_ids_L), s.num_supervised_tokens, tuple(s.grid_thw.tolist())) for s in samples)
+    sheet = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return Measured(
         step_s=step_s,
         tokens_per_s=num_tokens / step_s,
@@ -363,40 +360,6 @@ def micro_batches(samples: Sequence[EncodedSample], sizes: _Sizes, technique: Te
 def _whole_to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The grid too, from which transformers then works out what it needs."""
     return {name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-
-
-def forward_flops(config: Any, samples: Sequence[EncodedSample]) -> float:
-    """Of one forward pass over `samples`, as in the module's docstring."""
-    text, vision = config.text_config, config.vision_config
-    merged = vision.spatial_merge_size**2
-    head_dim = text.hidden_size // text.num_attention_heads
-    text_block = text.hidden_size * (2 * text.hidden_size + 2 * text.num_key_value_heads * head_dim + 3 * text.intermediate_size)
-    vision_block = vision.hidden_size * (4 * vision.hidden_size + 3 * vision.intermediate_size)
-    patch_bytes = 3 * vision.temporal_patch_size * vision.patch_size**2
-    wide = vision.hidden_size * merged
-    num_full = len(vision.fullatt_block_indexes)
-    flops = 0.0
-    for sample in samples:
-        length, num_patches = len(sample.input_ids_L), int(sample.grid_thw.prod())
-        flops += 2 * length * text.num_hidden_layers * text_block
-        flops += 2 * sample.num_supervised_tokens * text.hidden_size * text.vocab_size
-        flops += 2 * num_patches * (patch_bytes * vision.hidden_size + vision.depth * vision_block)
-        flops += 2 * num_patches // merged * wide * (wide + vision.out_hidden_size)
-        flops += 4 * length**2 / 2 * text.hidden_size * text.num_hidden_layers
-        squares_full, squares_windows = _attended(sample.grid_thw.tolist(), vision)
-        flops += 4 * vision.hidden_size * (num_full * squares_full + (vision.depth - num_full) * squares_windows)
-    return flops
-
-
-def _attended(grid_thw: Sequence[int], vision: Any) -> tuple[int, int]:
-    """The sum of length^2 over the segments of a clip: pairs of frames, and windows."""
-    grid_t, grid_h, grid_w = grid_thw
-    side = vision.window_size // vision.patch_size
-
-    def cut(length: int) -> list[int]:
-        return [min(side, length - start) for start in range(0, length, side)]
-
-    return grid_t * (grid_h * grid_w) ** 2, grid_t * sum((h * w) ** 2 for h in cut(grid_h) for w in cut(grid_w))
 
 
 if __name__ == "__main__":
