@@ -146,6 +146,7 @@ def test_two_checkpoints_are_kept(finished: dict[str, StageSpec]) -> None:
     assert [path.name for path in kept] == ["step-00000002", "step-00000004"]
 
 
+@pytest.mark.slow
 def test_a_killed_stage_ends_as_the_uninterrupted_one(finished: dict[str, StageSpec], items: list[TrainingItem], tmp_path: Path) -> None:
     """Killed after three steps, with a checkpoint of two: the third is in the log already, and the fourth half."""
     spec = replace(finished["zero2"], folder=str(tmp_path / "stage"))

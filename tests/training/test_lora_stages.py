@@ -71,6 +71,7 @@ def test_stage_2_goes_on_where_stage_1_ended(stages: tuple[StageSpec, StageSpec]
     assert losses(second)[0] < losses(first)[0] - 0.1
 
 
+@pytest.mark.slow
 def test_a_stage_with_dropout_that_was_killed_ends_as_the_uninterrupted_one(
     stages: tuple[StageSpec, StageSpec], items: list[TrainingItem], tmp_path: Path
 ) -> None:
