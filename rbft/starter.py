@@ -183,7 +183,7 @@ def _run_text(draft: Draft, answers: Answers) -> str:
         columns = f"\n  columns: {_inline({'label': draft.label_column})}"
         data = f"  annotations: {_inline(str(draft.annotations))}{columns}\n  video_root: {_inline(str(draft.folder))}"
     return f"""\
-# A run of RB-FT. What is not written here has the paper's value, from rbft/config.py; `rbft plan` prints what it comes to.
+# A run of RB-FT. What is not written here has the paper's value, from rbft/config/; `rbft plan` prints what it comes to.
 name: {_inline(answers.name)}
 task: tasks/{answers.name}.yaml
 

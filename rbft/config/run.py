@@ -1,0 +1,106 @@
+"""A whole run: one YAML."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rbft.config.data import DataConfig, VideoConfig
+from rbft.config.engine import EngineConfig, GatesConfig, GenerationConfig, ModelConfig, TeacherConfig
+from rbft.config.section import Section
+from rbft.config.training import TrainingConfig
+from rbft.systems import DEFAULT_SYSTEMS, SystemName, parse_systems
+from rbft.task import Task
+
+
+class EvaluationConfig(Section):
+    systems: tuple[SystemName, ...] = Field(DEFAULT_SYSTEMS, min_length=1)
+    """What is trained and compared; `rbft.systems` says what the names mean."""
+    split: Literal["train", "validation", "test"] = "test"
+    engine: Literal["vllm", "hf"] = "vllm"
+    """What scores: vLLM, or plain transformers (quicker to start; the same numbers to 2e-3)."""
+    bootstrap_samples: int = Field(2000, ge=100)
+    max_new_tokens: int = Field(16, gt=0)
+    """For the "generate" mode (readings, 12)."""
+    num_report_samples: int = Field(12, ge=0)
+    rationale_check: int = Field(0, ge=0)
+    """Held-out videos that every model with a stage 1 explains again after stage 2; the report has the share of its rationales that pass
+    the gates, before and after (readings, 27). 0 asks for none."""
+
+    @model_validator(mode="after")
+    def _systems_are_distinct(self) -> EvaluationConfig:
+        if len(set(self.systems)) != len(self.systems):
+            raise ValueError(f"systems must be distinct; got {', '.join(self.systems)}")
+        return self
+
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Whether a system learns from training videos without a label."""
+        return any(system.unlabelled_too for system in parse_systems(self.systems))
+
+    @property
+    def needs_rationales(self) -> bool:
+        """Whether a system learns from rationales that the base model writes."""
+        return any(system.rationales in ("own", "shuffled") for system in parse_systems(self.systems))
+
+
+class ServeConfig(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535)
+    system: SystemName = "rb-ft"
+    """Whose model answers."""
+    num_replicas: int = Field(1, gt=0)
+    max_upload_bytes: int = Field(64 << 20, gt=0)
+    request_timeout_s: float = Field(120.0, gt=0)
+    max_queued_requests: int = Field(64, gt=0)
+
+
+class RunConfig(Section):
+    """Everything that determines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output_dir: str = "runs"
+    """The run's folder is `<output_dir>/<name>`; a local path or a URI of any pyarrow filesystem. Relative to where the job is started."""
+    seed: int = Field(0, ge=0)
+    task: Task
+    """In the file: the path of a task file, or the task itself."""
+    data: DataConfig
+    video: VideoConfig = VideoConfig()
+    model: ModelConfig
+    teacher: TeacherConfig = TeacherConfig()
+    engine: EngineConfig = EngineConfig()
+    generation: GenerationConfig = GenerationConfig()
+    gates: GatesConfig = GatesConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _seeds_are_distinct(self) -> RunConfig:
+        seeds = (self.seed, *self.training.seeds)
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"training.seeds are further ones, all different, beside seed {self.seed}; got {list(self.training.seeds)}")
+        return self
+
+    @property
+    def run_dir(self) -> str:
+        return f"{self.output_dir.rstrip('/')}/{self.name}"
+
+    @model_validator(mode="after")
+    def _answers_fit_the_engine(self) -> RunConfig:
+        if self.generation.max_new_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"generation.max_new_tokens {self.generation.max_new_tokens} leaves no room for a video in engine.max_model_len "
+                f"{self.engine.max_model_len}; raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _packed_rows_need_their_attention(self) -> RunConfig:
+        if self.training.batching == "packed" and self.model.attention == "eager":
+            raise ValueError(
+                "model.attention eager cannot take packed rows without a mask of n x n tokens; set training.batching to padded, or "
+                "model.attention to sdpa"
+            )
+        return self
