@@ -16,7 +16,7 @@ from miniature.protocol import FIRST, protocol_file
 from rbft.artifacts import read_marker
 from tests.integration.conftest import Jobs
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 WORLDS = (901, 902)
 SIZES = {"train": 24, "validation": 2, "test": 16}

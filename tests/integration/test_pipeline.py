@@ -96,6 +96,7 @@ def test_without_rb_ft_the_zero_shot_system_is_evaluated_alone(jobs: Jobs) -> No
     assert set(json.loads((jobs.run_dir("alone") / "summary.json").read_text())["systems"]) == {"zero-shot"}
 
 
+@pytest.mark.slow
 def test_killed_while_generating_and_in_each_stage_it_ends_as_if_it_had_not_been(jobs: Jobs, finished_run: Path) -> None:
     """SIGKILL of the driver in the middle of generation and of every training stage, each time submitted again."""
     run = jobs.run_dir("killed")
