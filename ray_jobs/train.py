@@ -22,7 +22,7 @@ from ray_jobs.run import Run
 from ray_jobs.stages import PlannedStage, plan_stages
 from rbft import artifacts, storage
 from rbft.config import TrainingConfig
-from rbft.errors import JobError, TrainingStopped
+from rbft.errors import JobError, TrainingError, TrainingStopped
 from rbft.evaluation.tables import duration, percent
 
 MAX_FAILURES = 2
@@ -67,16 +67,18 @@ def _fit(run: Run, stages: list[PlannedStage]) -> None:
     try:
         while True:
             with DriverStop(stop_file) as stop:
-                stopped: TrainingStopped | None = stop.call(
+                ended: TrainingError | None = stop.call(
                     _trainer(run.config.training, stages, name, ray_folder, stop_file).fit
                 ).return_value
-            if stopped is not None:
-                say(f"train {stopped}")
+            if ended is not None and not isinstance(ended, TrainingStopped):
+                raise JobError(f"training ended: {ended}")
+            if ended is not None:
+                say(f"train {ended}")
             if stop.signal is signal.SIGINT:
                 raise KeyboardInterrupt
             if stop.signal is not None:
-                raise stopped or JobError(f"{stop.signal.name} came when training had just finished; submit the job again to go on")
-            if stopped is None:
+                raise ended or JobError(f"{stop.signal.name} came when training had just finished; submit the job again to go on")
+            if ended is None:
                 return
     except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
         raise JobError(f"training stopped: {reason(error)}; finished steps are kept, submit the job again to go on") from error
@@ -109,8 +111,8 @@ def _trainer(training: TrainingConfig, stages: list[PlannedStage], name: str, ra
     return ElasticTrainer(_work, counts=counts, stop_file=stop_file, **settings) if is_elastic else TorchTrainer(_work, **settings)
 
 
-def _work(config: dict[str, Any]) -> TrainingStopped | None:
-    """What every Ray Train worker runs; why it stopped before the last stage was finished. Raised, it would count as a failure."""
+def _work(config: dict[str, Any]) -> TrainingError | None:
+    """What every Ray Train worker runs; why it ended before the last stage was finished. Raised, Ray would try it again, in vain."""
     from ray_jobs.stopping import WorkerControls
     from rbft.training.loop import run_stage
 
@@ -119,8 +121,8 @@ def _work(config: dict[str, Any]) -> TrainingStopped | None:
         if not artifacts.is_complete(f"{spec.folder}/final", spec.fingerprint):
             try:
                 run_stage(spec, items, controls)
-            except TrainingStopped as stopped:
-                return stopped
+            except TrainingError as ended:
+                return ended
     return None
 
 

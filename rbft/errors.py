@@ -129,6 +129,8 @@ class EngineCrashError(EngineError):
 
 
 class TrainingError(RBFTError):
+    """Trying again meets it again. Raised by all ranks of a process group alike: one that only some meet is another's, or they would hang."""
+
     code = "training"
 
 

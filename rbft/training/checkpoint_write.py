@@ -76,6 +76,13 @@ class CheckpointWrite:
     def join(self) -> None:
         self._thread.join()
 
+    def finish(self, patience_s: float) -> None:
+        """Wait for its end; without a collective, so that it can be called where a rank leaves alone. Rank 0 waits `patience_s` seconds for
+        the others' shards after its own, which a rank that has died never writes, and then gives up."""
+        self.written.wait()
+        self._thread.join(patience_s)
+        self.give_up()
+
     def give_up(self) -> None:
         """Leave it half written, and wait for the thread's end; harmless when it is done."""
         self._given_up.set()

@@ -27,6 +27,8 @@ from rbft.training.universal import convert, load_universal
 
 _TAG = "state"
 """DeepSpeed's name for a folder in a checkpoint's folder."""
+_PATIENCE_S = 30.0
+"""How long rank 0 waits, after an error, for the shards of ranks that may be dead. All write as much, so that they end together."""
 
 
 class CheckpointWriter:
@@ -45,8 +47,8 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._write is not None:
-            self._write.give_up()
+        if self._write is not None:  # training ends with an error: what was saved before it is good
+            self._write.finish(_PATIENCE_S)
 
     @property
     def has_failed(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from rbft.config import OptimiserConfig, TrainingConfig
-from rbft.errors import TrainingError
+from rbft.errors import ConfigError, TrainingError
 from rbft.models.adapters import add_adapters, is_adapter
 from rbft.models.batches import MicroBatch, to_device
 from rbft.models.parameter_groups import build_parameter_groups, freeze_parts
@@ -45,8 +45,8 @@ def build_engine(
 ) -> Any:
     """A DeepSpeed engine around `SupervisedLoss(model, patches)`, in an already initialised torch.distributed process group.
 
-    `seed` is where new adapters begin. Raises `TrainingError` if the process group has another size than `training.num_workers`, or
-    DeepSpeed cannot compile what `training.deepspeed` asks for.
+    `seed` is where new adapters begin. Raises `TrainingError` if the process group has another size than `training.num_workers`,
+    `ConfigError` if DeepSpeed cannot compile here what `training.deepspeed` asks for.
     """
     import deepspeed
 
@@ -79,7 +79,7 @@ def _make_adamw(groups: list[dict[str, Any]], training: TrainingConfig, optimise
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
         if not AsyncIOBuilder().is_compatible(verbose=False):
-            raise TrainingError(
+            raise ConfigError(
                 "training.deepspeed offloads to NVMe, and DeepSpeed's async_io cannot be compiled here; install libaio's headers "
                 "(Debian, Ubuntu: apt install libaio-dev) on every node, or offload to the CPU (device: cpu)"
             )

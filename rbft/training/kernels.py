@@ -15,6 +15,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from rbft.errors import TrainingError
 from rbft.models.attention import reference_attention, use_segments
@@ -103,9 +104,10 @@ def _is_fused(module: Any) -> bool:
 
 
 def check_kernels(engine: Any, batch: MicroBatch, precision: str) -> float:
-    """The difference of the losses a token of `batch` by the kernels in use and by transformers' own; every rank calls this.
+    """The difference of the losses a token of `batch` by the kernels in use and by transformers' own, the largest of all ranks; every rank
+    calls this with its own `batch`.
 
-    Raises `TrainingError` if it is more than `TOLERANCE`, or the kernels' alone is no number. Trains nothing.
+    Raises `TrainingError` on all of them if it is more than `TOLERANCE`, or the kernels' alone is no number. Trains nothing.
     """
     batch = to_device(batch, engine.device)
     num_tokens = max(1.0, supervised_totals(batch)[0])
@@ -116,12 +118,22 @@ def check_kernels(engine: Any, batch: MicroBatch, precision: str) -> float:
             expected = float(engine.module(**batch)) / num_tokens
     engine.module.train()
     if math.isnan(loss) and math.isnan(expected):  # Not the kernels' fault: the step will say whose.
-        return 0.0
-    difference = abs(loss - expected)
-    if not difference <= TOLERANCE[precision]:
+        loss = expected = 0.0
+    losses = [(loss, expected)]
+    if dist.is_initialized():
+        losses = [(0.0, 0.0)] * dist.get_world_size()
+        dist.all_gather_object(losses, (loss, expected))
+    rank, (loss, expected) = max(enumerate(losses), key=lambda item: _difference(item[1]))
+    difference = _difference((loss, expected))
+    if difference > TOLERANCE[precision]:
         raise TrainingError(
-            f"the first micro-batch has a loss of {loss:.6f} a token with the kernels in use and {expected:.6f} with transformers' own; "
-            "set training.fused_kernels=off or training.batching=padded, and report it with the versions of torch, transformers, "
+            f"rank {rank}'s first micro-batch has a loss of {loss:.6f} a token with the kernels in use and {expected:.6f} with transformers' "
+            "own; set training.fused_kernels=off or training.batching=padded, and report it with the versions of torch, transformers, "
             "flash-attn and liger-kernel"
         )
     return difference
+
+
+def _difference(losses: tuple[float, float]) -> float:
+    difference = abs(losses[0] - losses[1])
+    return math.inf if math.isnan(difference) else difference

@@ -70,3 +70,12 @@ def test_a_worker_that_gets_a_sigterm_saves_and_the_job_goes_on_by_itself(
     output, _ = job.communicate(timeout=300)
     assert job.returncode == 0 and "(SIGTERM to a worker)" in output, output
     assert not first.is_running() and weights(run) == weights(finished_training)
+
+
+def test_a_stage_that_would_fail_again_is_not_tried_again(jobs: Jobs) -> None:
+    """With such a rate the weights are no numbers after the first step."""
+    run = jobs.run_dir("train-diverged")
+    output = jobs.run("train", "train-diverged", *TRAINING, "training.classify.lr_language=1e38", expect=2)
+    assert "error[job]: training ended: the loss is NaN or infinite at step 2, with these videos in the batch (rank 0: " in output
+    assert output.count("starting 2 DeepSpeed workers") == 1 and num_logged(run) == 1
+    assert [path.name for path in (stage_folder(run) / "checkpoints").iterdir()] == ["step-00000001"]

@@ -12,7 +12,7 @@ import torch
 
 from rbft.config import OptimiserConfig, TrainingConfig
 from rbft.data.samples import TrainingItem
-from rbft.errors import TrainingError
+from rbft.errors import ConfigError, TrainingError
 from rbft.models.adapters import is_adapter
 from rbft.models.chat import ChatAdapter
 from rbft.models.load import load_model
@@ -45,12 +45,12 @@ def open_engine(model: Path, training: TrainingConfig, optimiser: OptimiserConfi
 
 
 def each(model: Path, items: list[TrainingItem], cases: dict[str, tuple[Look, TrainingConfig]]) -> dict[str, Any]:
-    """Case -> what its look at an engine of its configuration found, or the message of the `TrainingError` that refused it."""
+    """Case -> what its look at an engine of its configuration found, or the message of the error that refused it."""
     found: dict[str, Any] = {}
     for name, (look, training) in cases.items():
         try:
             found[name] = look(model, items, training)
-        except TrainingError as error:
+        except (ConfigError, TrainingError) as error:
             found[name] = str(error)
     gc.collect()
     alive = [value for value in gc.get_objects() if type(value) is deepspeed.DeepSpeedEngine]  # isinstance would wake lazy modules
