@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -24,7 +25,7 @@ FASTER = OPTIMISER.model_copy(update={"lr_language": 1e-2, "lr_vision": 2e-3})
 
 @pytest.mark.parametrize(("family", "lora"), [("qwen2_5_vl", LoraConfig(rank=4, alpha=16, vision="all")), ("qwen2_vl", None)])
 def test_trained_exported_and_loaded_by_both_engines_the_likelihoods_are_the_same(
-    tmp_path: Path, family: str, lora: LoraConfig | None
+    tmp_path: Path, family: Literal["qwen2_5_vl", "qwen2_vl"], lora: LoraConfig | None
 ) -> None:
     base = make_tiny_model(tmp_path / "base", family)
     items = make_items([write_video(tmp_path / f"v{i}.mp4", seconds=4 + 2 * (i % 2), seed=i) for i in range(6)])
