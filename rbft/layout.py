@@ -9,6 +9,7 @@
 <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
 <run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json, COMPLETE.json
 <run>/rationale-check/<system>/<fingerprint>/   parts/ of what a model wrote about held-out videos after training, if that was asked for
+<run>/reproduction/table1.{html,json}, …         the paper's tables with this run's rows
 <run>/report.html, summary.json
 """
 
@@ -46,6 +47,10 @@ class RunLayout:
 
     def rationales(self, fingerprint: str) -> str:
         return f"{self.root}/rationales/{fingerprint}"
+
+    def reproduction(self, name: str) -> str:
+        """Of `name` ("table1") without its ending."""
+        return f"{self.root}/reproduction/{name}"
 
     def train(self, system: str, stage: Stage, fingerprint: str) -> str:
         return f"{self.root}/train/{system}/{stage}/{fingerprint}"

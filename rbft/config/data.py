@@ -31,6 +31,8 @@ class DataConfig(Section):
     """A published split: ids by split (readings, 17). Wins over fractions."""
     fractions: dict[str, float] = Field(default_factory=lambda: {"train": 0.8, "test": 0.2})
     """Used where the data carries no split (readings, 17: stratified, seeded 80/20)."""
+    title: str | None = None
+    """What the data are called in print; by default the run's name."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
     """A job with a larger share of unusable videos fails at its end, with the list."""
 

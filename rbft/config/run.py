@@ -24,6 +24,8 @@ class EvaluationConfig(Section):
     max_new_tokens: int = Field(16, gt=0)
     """For the "generate" mode (readings, 12)."""
     num_report_samples: int = Field(12, ge=0)
+    attributes: str | None = None
+    """A CSV, TSV, JSONL or Parquet file with a column `id` and others by whose values failures are counted, beside label and category."""
     rationale_check: int = Field(0, ge=0)
     """Held-out videos that every model with a stage 1 explains again after stage 2; the report has the share of its rationales that pass
     the gates, before and after (readings, 27). 0 asks for none."""
