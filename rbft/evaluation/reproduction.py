@@ -83,9 +83,8 @@ def make_table(
         for system, method in spec.methods.items():
             if system not in by_system:
                 continue
-            rows.append(
-                _ours(f"{backbone}: {system_title(system)}" if len(results) > 1 else system_title(system), by_system[system], labels)
-            )
+            prefix = f"{backbone}: " if len(results) > 1 else ""
+            rows.append(_ours(prefix + system_title(system), by_system[system], labels))
             if (row := theirs.pop((backbone, method), None)) is not None:
                 rows.append(_theirs(row, labels))
     rows += [_theirs(row, labels) for row in theirs.values()]
@@ -119,8 +118,8 @@ def _theirs(row: PaperRow, labels: Sequence[str]) -> TableRow:
 
 def _notes(labels: Sequence[str]) -> tuple[str, ...]:
     notes = [
-        "Rows named “paper” are the authors' numbers, of their data and models; they stand here for orientation. Balanced accuracy, macro-F1 "
-        "and recall follow from the one confusion matrix that fits a row, where one does.",
+        "Rows named “paper” are the authors' numbers, of their data and models, for orientation. Balanced accuracy, macro-F1 and recall "
+        "follow from the one confusion matrix that fits a row, where one does.",
         "In brackets 95 % intervals of a bootstrap over test videos.",
     ]
     if not set(labels) & set(SMARTHOME_LABELS):
