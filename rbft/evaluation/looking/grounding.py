@@ -5,13 +5,11 @@ The answers are read strictly: what is not the JSON that was asked for is no box
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from rbft.engines.base import Engine, Sampling
 from rbft.evaluation.looking.boxes import Box
@@ -35,19 +33,26 @@ def parse_boxes(text: str, height: int, width: int, time_s: float | None = None)
     A fence of Markdown around the JSON is allowed, and edges past the frame's are cut off there. A name that comes again is numbered.
     """
     fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, flags=re.DOTALL)
-    entries = json.loads(fenced[1] if fenced else text)
-    if not isinstance(entries, list):
-        raise ValueError("the answer is not a JSON list")
     boxes: list[Box] = []
-    for entry in entries:
-        x0, y0, x1, y1 = _corners(entry)
+    for entry in _ANSWER.validate_json(fenced[1] if fenced else text):
+        x0, y0, x1, y1 = entry.bbox_2d
         edges = (max(x0, 0.0) / width, max(y0, 0.0) / height, min(x1 / width, 1.0), min(y1 / height, 1.0))
         if not (edges[0] < edges[2] and edges[1] < edges[3]):
-            raise ValueError(f"{entry['bbox_2d']} is no box of a frame of {width} x {height} pixels")
-        name = str(entry["label"]).strip()
+            raise ValueError(f"{entry.bbox_2d} is no box of a frame of {width} x {height} pixels")
+        name = entry.label.strip()
         again = sum(box.name is not None and re.fullmatch(rf"{re.escape(name)}( \d+)?", box.name) is not None for box in boxes)
         boxes.append(Box(*edges, time_s=time_s, name=f"{name} {again + 1}" if again else name))
     return tuple(boxes)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    bbox_2d: tuple[float, float, float, float]
+    label: str
+
+
+_ANSWER = TypeAdapter(list[_Entry])
 
 
 class GroundedBoxes:
@@ -74,13 +79,3 @@ class GroundedBoxes:
             except ValueError:
                 self.num_unreadable += 1
         return tuple(boxes)
-
-
-def _corners(entry: Any) -> tuple[float, float, float, float]:
-    if not isinstance(entry, dict) or set(entry) != {"bbox_2d", "label"} or not isinstance(entry["label"], str):
-        raise ValueError("an entry of the answer is not {bbox_2d, label}")
-    corners = entry["bbox_2d"]
-    is_number = [isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in corners]
-    if not isinstance(corners, list) or len(corners) != 4 or not all(is_number):
-        raise ValueError("a bbox_2d of the answer is not four numbers")
-    return (float(corners[0]), float(corners[1]), float(corners[2]), float(corners[3]))

@@ -83,7 +83,7 @@ def random_cover(frames: FrameBoxes, height: int, width: int, seed: int) -> NDAr
             if missing < smallest:
                 break
             patch_height, patch_width = sizes[number % len(sizes)]
-            top, left = (round(share * room) for share, room in ((down, height - patch_height), (right, width - patch_width)))
+            top, left = int(down * (height - patch_height + 1)), int(right * (width - patch_width + 1))
             missing -= _cover(random_HW[top : top + patch_height, left : left + patch_width], missing)
         _cover(random_HW, missing)  # places run out where boxes nearly fill the frame
     return random_THW
