@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,12 @@ def boxes_in_frames(boxes: Sequence[Box], clip: Clip, num_objects: int | None = 
         nearest = min(moments, key=lambda moment: (abs(moment - time_s), moment)) if moments else None
         frames.append(tuple(box for box in chosen if box.moment_s(clip.source_fps) in (None, nearest)))
     return tuple(frames)
+
+
+def boxes_of_others(boxes: Mapping[str, Sequence[Box]]) -> dict[str, tuple[Box, ...]]:
+    """Each video with the boxes of another one, the next by id: what a habit of looking at the middle of the frame would find there."""
+    ids = sorted(boxes)
+    return {id_: tuple(boxes[other]) for id_, other in zip(ids, [*ids[1:], *ids[:1]], strict=True)}
 
 
 def pixels(box: Box, height: int, width: int) -> tuple[slice, slice]:

@@ -3,6 +3,9 @@
 Chance is 1: attention spread evenly has as large a share inside the boxes as the boxes have of the area. Intervals are those of the
 bootstrap over videos; two models are compared on the same draws of the same videos.
 
+Objects are rarely at a frame's edge, and attention may know no more than that. So read the number beside that of `boxes.boxes_of_others`:
+what lies above it is attention on this video's objects.
+
 Shape legend: T frames of H x W pixels; the grid of an attention map is a divisor of each.
 """
 

@@ -45,7 +45,7 @@ def test_another_seed_gives_other_places_and_places_are_spread_over_the_frame() 
     reached = covers.any(axis=(0, 1))
     assert reached.mean() > 0.95
     assert reached[0].any() and reached[-1].any() and reached[:, 0].any() and reached[:, -1].any()
-    assert len({cover.tobytes() for cover in covers}) > 390
+    assert len({cover.tobytes() for cover in covers}) > 340  # of some 2,750 places
     assert (covers[:, 0] == covers[:, 1]).all(), "a patch moves though its object does not"
 
 
