@@ -20,8 +20,10 @@ def write_world_boxes(folder: Path) -> Path:
     """The path of `boxes.parquet` in the world's `folder`: the subject's box in each of a clip's frames, one a second."""
     boxes = {}
     for row in pq.read_table(folder / "truth.parquet", columns=["id", "subject", "boxes"]).to_pylist():
-        corners = [[edge / FRAME_SIDE for edge in box] for box in json.loads(row["boxes"])]
-        boxes[row["id"]] = [Box(*box, time_s=float(second), name=row["subject"]) for second, box in enumerate(corners)]
+        boxes[row["id"]] = [
+            Box(x0 / FRAME_SIDE, y0 / FRAME_SIDE, x1 / FRAME_SIDE, y1 / FRAME_SIDE, time_s=float(second), name=row["subject"])
+            for second, (x0, y0, x1, y1) in enumerate(json.loads(row["boxes"]))
+        ]
     return write_boxes(folder / "boxes.parquet", boxes)
 
 

@@ -30,10 +30,9 @@ def drawn() -> Drawn:
     clips, boxes = {}, {}
     for each in sample_world(77, {"test": 24}):
         frames, corners = render(each.plan)
+        shares = corners / FRAME_SIDE
         clips[each.plan.id] = clip_of(frames)
-        boxes[each.plan.id] = tuple(
-            Box(*(float(edge) / FRAME_SIDE for edge in box), time_s=float(second)) for second, box in enumerate(corners)
-        )
+        boxes[each.plan.id] = tuple(Box(x0, y0, x1, y1, time_s=float(second)) for second, (x0, y0, x1, y1) in enumerate(shares.tolist()))
     return clips, boxes
 
 

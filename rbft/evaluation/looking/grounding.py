@@ -69,13 +69,14 @@ class GroundedBoxes:
     async def boxes(self, video_id: str, clip: Clip) -> tuple[Box, ...]:
         """See `BoxSource.boxes`; raises `EngineError`."""
         moments = np.unique(np.linspace(0, clip.num_frames - 1, min(self._num_moments, clip.num_frames)).round().astype(int))
+        height, width = clip.frames_THWC.shape[1:3]
         boxes: list[Box] = []
         for index in moments:
             time_s = clip.timestamps_s[index]
             still = replace(clip, frames_THWC=clip.frames_THWC[[index, index]], timestamps_s=(time_s, time_s), fps=1.0)
             answer = await self._engine.generate(still, self._messages, self._sampling)
             try:
-                boxes += parse_boxes(answer.text, *clip.frames_THWC.shape[1:3], time_s)
+                boxes += parse_boxes(answer.text, height, width, time_s)
             except ValueError:
                 self.num_unreadable += 1
         return tuple(boxes)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rbft.config import ModelConfig
+from rbft.config import MaskingConfig, ModelConfig
 from rbft.engines.hf import HFEngine
+from rbft.errors import ConfigError
 from rbft.evaluation.looking.box_files import write_boxes
 from rbft.evaluation.looking.boxes import Box, boxes_in_frames, covered
 from rbft.evaluation.looking.grounding import GroundedBoxes, parse_boxes
 from rbft.evaluation.looking.saliency import salient_boxes
-from rbft.evaluation.looking.sources import FileBoxes
+from rbft.evaluation.looking.sources import FileBoxes, SaliencyBoxes, make_source
 from tests.evaluation.looking.clips import moving_square
 from tests.samples import SPEC, random_clip
 from tests.tiny_models import make_tiny_model
@@ -95,3 +96,11 @@ def test_saliency_of_a_clip_of_one_colour_is_nothing() -> None:
     clip.frames_THWC[:] = 7
     assert salient_boxes(clip) == ()
     assert np.isfinite(clip.frames_THWC).all()
+
+
+def test_a_file_of_boxes_wins_over_what_would_be_found(tmp_path: Path) -> None:
+    path = write_boxes(tmp_path / "boxes.parquet", {"a": [Box(0, 0, 1, 1)]})
+    assert isinstance(make_source(MaskingConfig(boxes=str(path), find="grounding")), FileBoxes)
+    assert isinstance(make_source(MaskingConfig()), SaliencyBoxes)
+    with pytest.raises(ConfigError, match="saliency"):
+        make_source(MaskingConfig(find="grounding"))
