@@ -343,9 +343,11 @@ def test_paths_in_a_file_are_relative_to_it_and_those_of_overrides_to_where_the_
     config = load_config(run_file)
     assert config.data.folder == str(tmp_path / "videos")
     assert config.model.path == str(tmp_path / "model")
-    config = load_config(run_file, ["data.folder=clips", "model.path=./other", "task=windows.yaml"])
+    overrides = ["data.folder=clips", "model.path=./other", "task=windows.yaml", "evaluation.masking.boxes=boxes.parquet"]
+    config = load_config(run_file, overrides)
     assert config.data.folder == str(elsewhere / "clips")
     assert config.model.path == str(elsewhere / "other")
+    assert config.evaluation.masking.boxes == str(elsewhere / "boxes.parquet")
     assert config.task.name == "windows"
 
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 from rbft.config.data import DataConfig, VideoConfig
 from rbft.config.engine import EngineConfig, GateName, GatesConfig, GenerationConfig, ModelConfig, OpenAIServerConfig, TeacherConfig
 from rbft.config.load import dump_config, load_config, load_task
+from rbft.config.looking import AttentionConfig, MaskingConfig
 from rbft.config.run import EvaluationConfig, RunConfig, ServeConfig
 from rbft.config.training import LoraConfig, ModelPart, OptimiserConfig, StageOptimisers, TrainingConfig, ValidationConfig
 
 __all__ = [
+    "AttentionConfig",
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
@@ -25,6 +27,7 @@ __all__ = [
     "GatesConfig",
     "GenerationConfig",
     "LoraConfig",
+    "MaskingConfig",
     "ModelConfig",
     "ModelPart",
     "OpenAIServerConfig",

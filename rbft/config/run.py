@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from rbft.config.data import DataConfig, VideoConfig
 from rbft.config.engine import EngineConfig, GatesConfig, GenerationConfig, ModelConfig, TeacherConfig
+from rbft.config.looking import AttentionConfig, MaskingConfig
 from rbft.config.section import Section
 from rbft.config.training import TrainingConfig
 from rbft.systems import DEFAULT_SYSTEMS, SystemName, parse_systems
@@ -29,6 +30,8 @@ class EvaluationConfig(Section):
     rationale_check: int = Field(0, ge=0)
     """Held-out videos that every model with a stage 1 explains again after stage 2; the report has the share of its rationales that pass
     the gates, before and after (readings, 27). 0 asks for none."""
+    masking: MaskingConfig = MaskingConfig()
+    attention: AttentionConfig = AttentionConfig()
 
     @model_validator(mode="after")
     def _systems_are_distinct(self) -> EvaluationConfig:
