@@ -54,6 +54,7 @@ _PATH_KEYS = {
     ("model",): ("path",),
     ("teacher", "model"): ("path",),
     ("training",): ("clip_cache_folder",),
+    ("evaluation",): ("api_cache",),
 }
 
 
