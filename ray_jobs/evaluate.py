@@ -1,14 +1,15 @@
 """Predictions and metrics of every system on the held-out videos. `python ray_jobs/evaluate.py --config …`
 
-By label likelihood (primary, always defined) and by generated text, strictly read (readings, 12).
+By label likelihood (primary, defined for every model that we run) and by generated text, strictly read (readings, 12). API models
+(`evaluation.api_models`) are asked from this process; the others answer in Ray actors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Literal
 
+from ray_jobs import api_models
 from ray_jobs.command import main
 from ray_jobs.generate import report_errors
 from ray_jobs.inference import run_inference
@@ -17,13 +18,11 @@ from ray_jobs.run import Run, video_key
 from ray_jobs.work import EngineName, Work
 from rbft import artifacts, rows, storage
 from rbft.config import GatesConfig, ModelConfig
-from rbft.errors import DataError, JobError
-from rbft.evaluation.metrics import evaluate_predictions
+from rbft.errors import DataError, JobError, ModelRefusedError
+from rbft.evaluation.metrics import answered_modes, evaluate_predictions
 from rbft.evaluation.predictions import predictions_from_table
 from rbft.rationales.table import rationales_from_table
 from rbft.records import Example, Prediction, Rationale, prediction_schema, rationale_schema
-
-MODES: tuple[Literal["likelihood", "generate"], ...] = ("likelihood", "generate")
 
 
 def held_out(run: Run) -> list[Example]:
@@ -36,17 +35,7 @@ def held_out(run: Run) -> list[Example]:
 
 def prediction_work(run: Run, system: str, model: ModelConfig, engine: EngineName) -> Work:
     """What `system` has still to predict, and where it goes."""
-    examples = held_out(run)
-    fingerprint = _fingerprint(run, system, engine)
-    folder = run.layout.evaluation(system, fingerprint)
-    run.record_artifact(f"evaluation/{system}", folder)
-    if run.retry_errors:
-        rows.reopen(folder, prediction_schema())
-    is_done = artifacts.is_complete(folder, fingerprint)
-    done = rows.done_ids(folder, prediction_schema(), errors_too=not run.retry_errors)
-    if is_done:
-        done = {example.id for example in examples}
-    pending = [example for example in examples if example.id not in done]
+    folder, pending = _pending(run, system, engine)
     return Work("prediction", folder, pending, model, run.config.task, {"system": system}, GatesConfig())
 
 
@@ -59,11 +48,12 @@ def finish_predictions(run: Run, system: str, engine: EngineName) -> list[Predic
         lineage = {"system": system, "engine": engine, "versions": run.fact("versions")}
         rows.finish(folder, "predictions", prediction_schema(), ids, fingerprint, lineage)
     predictions = read_predictions(run, system)
-    modes = {
-        mode: evaluate_predictions(predictions, run.config.task.labels, mode, seed=run.config.seed) for mode in ("likelihood", "generate")
-    }
+    labels, seed = run.config.task.labels, run.config.seed
+    modes = {mode: evaluate_predictions(predictions, labels, mode, seed=seed) for mode in answered_modes(predictions)}
     storage.write_json(f"{folder}/metrics.json", {mode: metrics.model_dump(mode="json") for mode, metrics in modes.items()})
-    report_errors(run, f"evaluate {system}", [(p.id, p.error_code, p.error_message) for p in predictions])
+    # A refusal is an answer, and a wrong one; what cannot be used is something else.
+    outcomes = [(p.id, None if p.error_code == ModelRefusedError.code else p.error_code, p.error_message) for p in predictions]
+    report_errors(run, f"evaluate {system}", outcomes)
     return predictions
 
 
@@ -74,10 +64,15 @@ def read_predictions(run: Run, system: str) -> list[Prediction]:
 
 
 def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
-    """Predictions and metrics of each run's systems, apart from those in `without`, by one engine pool.
+    """Predictions and metrics of each run's systems, apart from those in `without`, by one engine pool, and of its API models.
 
     Raises `JobError` for a system whose model has not been trained.
     """
+    for run in runs:
+        for model in run.config.evaluation.api_models:
+            folder, pending = _pending(run, model.name, "openai")
+            api_models.ask(run, model, folder, pending)
+            finish_predictions(run, model.name, "openai")
     engine = runs[0].config.evaluation.engine
     wanted = [(run, system) for run in runs for system in run.config.evaluation.systems if system not in without]
     work = [prediction_work(run, system, _model(run, system), engine) for run, system in wanted]
@@ -113,7 +108,24 @@ def explain(run: Run, system: str, examples: Sequence[Example]) -> dict[str, Rat
     return {row.id: row for row in rationales_from_table(rows.read_parts(folder, rationale_schema())) if row.id in wanted}
 
 
+def _pending(run: Run, system: str, engine: EngineName) -> tuple[str, list[Example]]:
+    """The folder of `system`'s predictions, and the videos that have none yet."""
+    examples = held_out(run)
+    fingerprint = _fingerprint(run, system, engine)
+    folder = run.layout.evaluation(system, fingerprint)
+    run.record_artifact(f"evaluation/{system}", folder)
+    if run.retry_errors:
+        rows.reopen(folder, prediction_schema())
+    if artifacts.is_complete(folder, fingerprint):
+        return folder, []
+    done = rows.done_ids(folder, prediction_schema(), errors_too=not run.retry_errors)
+    return folder, [example for example in examples if example.id not in done]
+
+
 def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
+    for model in run.config.evaluation.api_models:
+        if model.name == system:
+            return api_models.fingerprint(run, model, held_out(run))
     trained = run.artifact(f"train/{system}/classify")
     return artifacts.fingerprint(
         {

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ray_jobs import api_models
 from ray_jobs.command import main
 from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_predictions
 from ray_jobs.generate import distinct_rationales, generate, read_rationales
@@ -32,6 +33,7 @@ from rbft.video.pool import DecodePool
 def job(run: Run) -> None:
     with PeakMemory() as memory:
         with run.timed("manifest"):
+            api_models.require_keys(run)
             say(f"run {run.config.name}: {len(run.cohort())} training and {len(held_out(run))} {run.config.evaluation.split} videos")
         runs = run.all_seeds()
         run_steps(runs)
@@ -40,12 +42,15 @@ def job(run: Run) -> None:
     with run.timed("report"):
         study = study_seeds(runs)
         sections = [*([] if study is None else [seeds_section(study, runs)]), *([report_section(checked)] if checked else [])]
+        if run.config.evaluation.api_models:
+            sections.append(api_models.report_section(run))
         report = make_report(run, sections)
     summary = make_summary(run, report) | ({"rationale_check": checked} if checked else {})
     if study is not None:
         summary["seeds"] = seeds_summary(study, runs)
     storage.write_json(run.layout.summary, summary)
-    print("\n" + table_text({s.name: s.likelihood for s in report.systems}, {s.name: s.generate for s in report.systems if s.generate}))
+    likelihood = {s.name: s.likelihood for s in report.systems if s.likelihood}
+    print("\n" + table_text(likelihood, {s.name: s.generate for s in report.systems if s.generate}))
     for comparison in report.comparisons:
         print(difference_sentence(comparison))
     print(f"\nreport:  {run.layout.report}\nsummary: {run.layout.summary}")
@@ -79,7 +84,7 @@ def run_steps(runs: Sequence[Run]) -> None:
 def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     """Write report.html, which begins with `sections`; its data."""
     config = run.config
-    predictions: dict[str, list[Prediction]] = {system: read_predictions(run, system) for system in config.evaluation.systems}
+    predictions: dict[str, list[Prediction]] = {system: read_predictions(run, system) for system in config.evaluation.all_systems}
     rationales = read_rationales(run) if config.evaluation.needs_rationales else []
     sample_ids = choose_samples(predictions, count=config.evaluation.num_report_samples, seed=config.seed)
     by_id = {example.id: example for example in held_out(run)}
@@ -95,7 +100,7 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
         curves=curves,
         sample_ids=sample_ids,
         clips=_clips(run, samples),
-        sample_rationales=explain(run, main_system, samples),
+        sample_rationales=explain(run, main_system, samples) if main_system in config.evaluation.systems else {},
         wall_s=run.fact("wall_s", {}),
         versions=run.fact("versions", {}),
         provenance={"command": str(run.fact("command")), "commit": str(run.fact("commit")), "seed": str(config.seed)},
@@ -122,7 +127,9 @@ def make_summary(run: Run, report: ReportData) -> dict[str, Any]:
     """What summary.json holds."""
     summary: dict[str, Any] = {
         "name": run.config.name,
-        "systems": summary_json({system.name: system.likelihood for system in report.systems}),
+        "systems": summary_json({system.name: system.main for system in report.systems}),
+        # Of those that tell no probabilities.
+        "by_generated_text": [system.name for system in report.systems if system.likelihood is None],
         "wall_s": run.fact("wall_s", {}),
         "train_s": run.fact("train_s", {}),
         "peak_rss_bytes": run.fact("peak_rss_bytes"),

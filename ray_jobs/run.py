@@ -58,7 +58,8 @@ class Run:
     def all_seeds(self) -> list[Run]:
         """The run itself, and for each of `training.seeds` the same run with that seed: in the same folder, with the same manifest.
 
-        Those have no `zero-shot`, which nothing is drawn for. Their artifacts lie beside the run's own, as fingerprints hold the seed.
+        Those have neither `zero-shot` nor API models, for which nothing is drawn. Their artifacts lie beside the run's own, as
+        fingerprints hold the seed.
         """
         trained = tuple(system for system in self.config.evaluation.systems if system != "zero-shot")
         return [self, *(self._with_seed(seed, trained) for seed in self.config.training.seeds if trained)]
@@ -66,7 +67,7 @@ class Run:
     def _with_seed(self, seed: int, systems: tuple[str, ...]) -> Run:
         _ = self.examples  # Made of this run's seed, which may have split them; kept by the copy.
         other = copy.copy(self)
-        evaluation = self.config.evaluation.model_copy(update={"systems": systems})
+        evaluation = self.config.evaluation.model_copy(update={"systems": systems, "api_models": ()})
         other.config = self.config.model_copy(update={"seed": seed, "evaluation": evaluation})
         other.label, other._prefix = f"{self.label} seed {seed}", f"seed-{seed}/"
         return other

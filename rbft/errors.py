@@ -18,7 +18,9 @@
     ├── ModelError                  model            a model folder cannot be used
     ├── EngineError                 engine           the inference engine refused or failed on a request
     │   ├── ModelServerError        server_error     a model's server failed on a request, or could not be reached, also after retries
-    │   │   └── ModelServerRefusedError server_refused   it will not have the request: too long, filtered
+    │   │   ├── ModelServerRefusedError server_refused   it will not have the request: too long, filtered
+    │   │   └── OutOfQuotaError     server_quota     the account with it has nothing left to pay with
+    │   ├── ModelRefusedError       model_refused    the model declined to answer, or its provider withheld the answer
     │   ├── EngineGoneError         engine_gone      the engine is gone; its owner must exit
     │   └── EngineCrashError        engine_crash     engines died with this video alone in them; becomes an error row
     ├── TrainingError               training         a training run cannot start or go on
@@ -118,6 +120,14 @@ class ModelServerError(EngineError):
 
 class ModelServerRefusedError(ModelServerError):
     code = "server_refused"
+
+
+class OutOfQuotaError(ModelServerError):
+    code = "server_quota"
+
+
+class ModelRefusedError(EngineError):
+    code = "model_refused"
 
 
 class EngineGoneError(EngineError):

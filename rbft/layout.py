@@ -7,7 +7,8 @@
 <run>/rationales/<fingerprint>/                 parts/ and attempts/ while it grows, rationales-*.parquet and COMPLETE.json at the end,
                                                 with scores.parquet, quality.json and quality.html, and reviews/ if people changed any
 <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
-<run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json, COMPLETE.json
+<run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json, COMPLETE.json; of an API model also
+                                                usage.json and answers/
 <run>/rationale-check/<system>/<fingerprint>/   parts/ of what a model wrote about held-out videos after training, if that was asked for
 <run>/reproduction/table1.{html,json}, …         the paper's tables with this run's rows
 <run>/report.html, summary.json

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rbft.config import OptimiserConfig, RunConfig
+from rbft.config import APIModelConfig, OptimiserConfig, RunConfig
 from rbft.data.source import read_examples
 from rbft.errors import RBFTError, VideoError
 from rbft.models.shape import ModelShape, read_model_shape
@@ -158,22 +158,32 @@ def build_plan(config: RunConfig, gpu_memory_bytes: int | None = None) -> Plan:
             epochs, optimiser = system.classify_times * training.classify_epochs, training.optimiser(system.name, "classify")
             num_samples = _num_classify_samples(config, system, told, labelled)
             steps.append(_training(name, num_samples, epochs, optimiser, config, shape, classify, gpu_memory_bytes))
-    systems = config.evaluation.systems
-    name = f"evaluate {', '.join(systems)}"
-    steps.append(InferenceStep(name, count(asked), len(systems), config.evaluation.engine, engine.num_actors, engine.num_gpus, classify))
+    if systems := config.evaluation.systems:
+        name, scorer = f"evaluate {', '.join(systems)}", config.evaluation.engine
+        steps.append(InferenceStep(name, count(asked), len(systems), scorer, engine.num_actors, engine.num_gpus, classify))
+    for model in config.evaluation.api_models:
+        notes.append(_sent(model, count(asked), config.video.max_frames))
 
     if training.seeds:
         notes.append(f"training.seeds: all training and its evaluation is done {1 + len(training.seeds)} times, once a seed; shown is one")
     counts = None if examples is None else _counts(examples)
     if counts is not None:
         notes += _data_notes(config, len(labelled), len(asked))
-    longest = max(step.tokens.total.most for step in steps if isinstance(step, InferenceStep))
+    longest = max((step.tokens.total.most for step in steps if isinstance(step, InferenceStep)), default=0)
     if longest > config.engine.max_model_len:
         notes.append(
             f"the largest sample has {longest:,} tokens, engine.max_model_len is {config.engine.max_model_len:,}: such a video becomes an "
             "error row; lower video.max_frames or video.max_pixels, or raise it"
         )
     return Plan(config, counts, shape, video_source, tuple(steps), tuple(notes), gpu_memory_bytes)
+
+
+def _sent(model: APIModelConfig, num_videos: int | None, max_frames: int) -> str:
+    most = min(max_frames, model.max_frames or max_frames)
+    return (
+        f"evaluate {model.name}: up to {most} frames of each of {_known(num_videos)} videos, the question and the videos' context go to "
+        f"{model.url}; what that costs depends on its provider (docs/baselines.md)"
+    )
 
 
 def video_tokens(num_frames: int, height: int, width: int, side: int, temporal_patch_size: int) -> int:
@@ -410,8 +420,8 @@ def _advice_lines(step: TrainingStep, gpu_memory_bytes: int | None) -> list[str]
 
 
 def _inference_lines(step: InferenceStep, plan: Plan) -> list[str]:
-    engine = {"vllm": "vLLM", "hf": "transformers"}[step.engine]
-    engines = f"{step.num_engines} {engine} engine{'s' if step.num_engines > 1 else ''}"
+    engine = {"vllm": "vLLM engine", "hf": "transformers engine", "openai": "client"}[step.engine]
+    engines = f"{step.num_engines} {engine}{'s' if step.num_engines > 1 else ''}"
     seen = None if step.num_videos is None else step.num_videos * step.num_passes
     systems = f" x {step.num_passes} systems" if step.num_passes > 1 else ""
     lines = [f"{_known(step.num_videos)} videos{systems}; {engines}, {_devices(step.num_engines, step.gpus_per_engine)}"]

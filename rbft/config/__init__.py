@@ -11,6 +11,7 @@ Sources: "paper 4.1" is the paper's "Implementation Details"; "readings N" is ou
 
 from __future__ import annotations
 
+from rbft.config.api_models import APIModelConfig
 from rbft.config.data import DataConfig, VideoConfig
 from rbft.config.engine import EngineConfig, GateName, GatesConfig, GenerationConfig, ModelConfig, OpenAIServerConfig, TeacherConfig
 from rbft.config.load import dump_config, load_config, load_task
@@ -19,6 +20,7 @@ from rbft.config.run import EvaluationConfig, RunConfig, ServeConfig
 from rbft.config.training import LoraConfig, ModelPart, OptimiserConfig, StageOptimisers, TrainingConfig, ValidationConfig
 
 __all__ = [
+    "APIModelConfig",
     "AttentionConfig",
     "DataConfig",
     "EngineConfig",

@@ -35,6 +35,8 @@ class OpenAIServerConfig(Section):
     with --trust-request-mm-kwargs."""
     max_concurrency: int = Field(64, gt=0)
     """Requests under way from one engine; one that waits to be tried again keeps its place."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Tries that one engine begins in a minute, evenly spaced, those after a failure among them; None is no limit."""
     timeout_s: float = Field(300.0, gt=0)
     """For one try of a request: how long the server may be silent."""
     max_retries: int = Field(8, ge=0)

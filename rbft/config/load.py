@@ -55,6 +55,7 @@ _PATH_KEYS = {
     ("teacher", "model"): ("path",),
     ("training",): ("clip_cache_folder",),
     ("evaluation", "masking"): ("boxes",),
+    ("evaluation",): ("api_cache", "attributes"),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from rbft.config.api_models import APIModelConfig
 from rbft.config.data import DataConfig, VideoConfig
 from rbft.config.engine import EngineConfig, GatesConfig, GenerationConfig, ModelConfig, TeacherConfig
 from rbft.config.looking import AttentionConfig, MaskingConfig
@@ -16,8 +17,12 @@ from rbft.task import Task
 
 
 class EvaluationConfig(Section):
-    systems: tuple[SystemName, ...] = Field(DEFAULT_SYSTEMS, min_length=1)
-    """What is trained and compared; `rbft.systems` says what the names mean."""
+    systems: tuple[SystemName, ...] = DEFAULT_SYSTEMS
+    """What is trained and compared; `rbft.systems` says what the names mean. May be empty where `api_models` names any."""
+    api_models: tuple[APIModelConfig, ...] = ()
+    """Models behind OpenAI-compatible servers, asked the same question about the same videos (docs/baselines.md)."""
+    api_cache: str | None = None
+    """Where their answers are kept, so that no answer is paid twice; None is `<output_dir>/api-cache`, which the runs there share."""
     split: Literal["train", "validation", "test"] = "test"
     engine: Literal["vllm", "hf"] = "vllm"
     """What scores: vLLM, or plain transformers (quicker to start; the same numbers to 2e-3)."""
@@ -37,7 +42,21 @@ class EvaluationConfig(Section):
     def _systems_are_distinct(self) -> EvaluationConfig:
         if len(set(self.systems)) != len(self.systems):
             raise ValueError(f"systems must be distinct; got {', '.join(self.systems)}")
+        if not self.systems and not self.api_models:
+            raise ValueError("names no system to evaluate; give systems or api_models")
         return self
+
+    @model_validator(mode="after")
+    def _api_models_have_names_of_their_own(self) -> EvaluationConfig:
+        names = [model.name for model in self.api_models]
+        if len(set(names)) != len(names):
+            raise ValueError(f"api_models must have distinct names; got {', '.join(names)}")
+        return self
+
+    @property
+    def all_systems(self) -> tuple[str, ...]:
+        """Every system that is evaluated, in the order of a report: API models first, as in the paper's tables."""
+        return (*(model.name for model in self.api_models), *self.systems)
 
     @property
     def takes_unlabelled(self) -> bool:
@@ -91,6 +110,11 @@ class RunConfig(Section):
     @property
     def run_dir(self) -> str:
         return f"{self.output_dir.rstrip('/')}/{self.name}"
+
+    @property
+    def api_cache(self) -> str:
+        """The folder of the answers of API models."""
+        return self.evaluation.api_cache or f"{self.output_dir.rstrip('/')}/api-cache"
 
     @model_validator(mode="after")
     def _answers_fit_the_engine(self) -> RunConfig:

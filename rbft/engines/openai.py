@@ -1,41 +1,43 @@
 """A model behind an OpenAI-compatible server as an `Engine`: vLLM's server with a bigger model, or an API.
 
-The clip goes with the request, as JPEGs, in one of two forms (`OpenAIServerConfig.frames`):
-- "images": an image a frame, each after a text with its time in the clip ("2.0 s"). Every server with a vision model takes it.
-- "video": one video, in the form that vLLM's server has for frames that are sampled already (`data:video/jpeg;base64,<frame>,<frame>,…`),
-  so that the model sees what it sees in `VllmEngine`. By itself vLLM 0.32 keeps the first 32 frames and takes them to be one second
-  apart (`vllm/multimodal/media/video.py`), so the request says how many there are and at which rate (`media_io_kwargs`). The server
-  allows that if it was started with `--trust-request-mm-kwargs`.
-
-What a request does not say the server decides: vLLM's takes top-p, top-k and penalties from the model's `generation_config.json`, and its
-processors may resize frames. `OpenAIServerConfig.extra_body` says such things.
+How a clip goes with a request is in `rbft.engines.openai_request`. What a request does not say the server decides: vLLM's takes top-p,
+top-k and penalties from the model's `generation_config.json`, and its processors may resize frames. `OpenAIServerConfig.extra_body` says
+such things.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import io
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import openai
-from PIL import Image
-from pydantic import BaseModel, Field, ValidationError
 
 from rbft.config import OpenAIServerConfig
 from rbft.engines.base import Answer, Generated, Sampling
-from rbft.errors import ConfigError, EngineError, EngineGoneError, ModelServerError, ModelServerRefusedError, RBFTError
+from rbft.engines.openai_answer import Completion, read_completion
+from rbft.engines.openai_request import chat_request, extra_body
+from rbft.engines.request_rate import RequestRate
+from rbft.errors import (
+    ConfigError,
+    EngineError,
+    EngineGoneError,
+    ModelRefusedError,
+    ModelServerError,
+    ModelServerRefusedError,
+    OutOfQuotaError,
+    RBFTError,
+)
 from rbft.records import Clip
 from rbft.task import Message
 
-JPEG_QUALITY = 95
-"""With colours at full resolution. Beside uncompressed frames 68 of 72 rationales of the miniature stay the same to the letter; at quality
-75 it is 65."""
-
 _MEND_URL = "as a rule the url ends in /v1, and the server lists its models at <url>/models"
+_NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")
+"""Codes of OpenAI's for HTTP 429 and 400 that no waiting helps against."""
+_WITHHELD = ("content_filter", "content_policy_violation", "moderation_blocked")
+"""Codes of OpenAI's and Azure's for HTTP 400 that mean the content and not the request."""
 _CONNECT_TIMEOUT_S = 10.0
 """A machine that is there accepts a connection at once; what takes long is the answer."""
 
@@ -49,7 +51,7 @@ class OpenAIEngine:
 
     def __init__(self, config: OpenAIServerConfig) -> None:
         self._config = config
-        self._key = _read_key(config)
+        self._key = read_key(config)
         settings: dict[str, Any] = {
             "base_url": config.url,
             # Never left out: the package would send what OPENAI_API_KEY holds, which may be another server's.
@@ -59,7 +61,14 @@ class OpenAIEngine:
         }
         with openai.OpenAI(**settings) as client:
             self._try_out(client)
-        self._client = openai.AsyncOpenAI(**settings)
+        rate = RequestRate(config.requests_per_minute)
+
+        async def wait_for_its_turn(_: object) -> None:
+            await rate.wait()
+
+        # Below the package's retries, so that each try counts.
+        http_client = openai.DefaultAsyncHttpxClient(event_hooks={"request": [wait_for_its_turn]})
+        self._client = openai.AsyncOpenAI(**settings, http_client=http_client)
         self._places = asyncio.Semaphore(config.max_concurrency)
         self._is_closed = False
         self._closing: asyncio.Task[None] | None = None
@@ -67,18 +76,27 @@ class OpenAIEngine:
     async def generate(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> Generated:
         """As the protocol has it; what a model says to refuse is text like any other. Token counts are the server's, 0 if it gives none.
 
-        Raises `ModelServerRefusedError` if the server will not have the request (too long, filtered), `ModelServerError` if it fails, says
-        nothing, or cannot be reached.
+        Raises as `complete`, also if the server says nothing or withholds what the model said.
         """
-        if self._is_closed:
-            raise EngineGoneError("the engine has been closed")
         async with self._places:
-            request = await asyncio.to_thread(self._request, clip, messages, sampling)
-            try:
-                answer = await self._client.chat.completions.with_raw_response.create(**request)
-            except openai.APIError as error:
-                raise self._failure(error) from None
-        return self._read(answer.text)
+            request = await asyncio.to_thread(chat_request, self._config, clip, messages, sampling)
+            completion = await self._send(request)
+        if completion.finish_reason == "content_filter":
+            raise ModelRefusedError(f"{self._config.url}: the server withheld the answer (finish_reason content_filter)")
+        if not completion.is_whole:
+            raise ModelServerError(f"{self._config.url}: the server gave {completion.shortcoming}")
+        tokens = completion.tokens
+        return Generated(completion.text, tokens.prompt_tokens, tokens.completion_tokens, str(completion.finish_reason))
+
+    async def complete(self, request: dict[str, Any]) -> Completion:
+        """What the server answers to a `chat_request`, whatever that is.
+
+        Raises `ModelServerRefusedError` if the server will not have the request (too long), `ModelRefusedError` if it will not for what it
+        is about, `OutOfQuotaError` if the account is empty, `ModelServerError` if the server fails, cannot be reached, or sends something
+        else than a completion.
+        """
+        async with self._places:
+            return await self._send(request)
 
     async def score(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str]) -> dict[str, float]:
         raise EngineError(f"{self._config.url}: a chat server gives no likelihoods of labels; score with a model folder of your own")
@@ -106,57 +124,36 @@ class OpenAIEngine:
         hello: list[Any] = [{"role": "user", "content": "Hello"}]
         try:
             answer = client.chat.completions.with_raw_response.create(
-                model=self._config.model, messages=hello, max_tokens=16, extra_body=self._extra_body(fps=1.0)
+                model=self._config.model, messages=hello, max_tokens=16, extra_body=extra_body(self._config, fps=1.0)
             )
-            _Completion.model_validate_json(answer.text)
-        except ValidationError:
+            read_completion(answer.text, self._config.url)
+        except ModelServerError:
             raise ConfigError(f"{self._config.url}: does not answer as an OpenAI-compatible server; {_MEND_URL}") from None
         except openai.APIError as error:
             raise self._start_failure(error) from None
+
+    async def _send(self, request: dict[str, Any]) -> Completion:
+        """For who holds one of the places."""
+        if self._is_closed:
+            raise EngineGoneError("the engine has been closed")
+        try:
+            answer = await self._client.chat.completions.with_raw_response.create(**request)
+        except openai.APIError as error:
+            raise self._failure(error) from None
+        return read_completion(self._without_key(answer.text), self._config.url)
 
     def _start_failure(self, error: openai.APIError) -> RBFTError:
         failure = self._failure(error)
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             given = f"the environment variable {self._config.api_key_env} holds" if self._key else "api_key_env names none, and it wants"
             return ConfigError(f"{failure}; check the key: {given} one")
+        if isinstance(failure, OutOfQuotaError):
+            return failure
         if isinstance(failure, ModelServerRefusedError):
             return ConfigError(f"{failure}; check the model's name ({self._config.model}) and extra_body; {_MEND_URL}")
         return ModelServerError(f"{failure}; start the server, or mend the url")
 
-    def _request(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
-        """What is asked, as keyword arguments of the package's `chat.completions.create`."""
-        parts = _video_parts(clip) if self._config.frames == "video" else _image_parts(clip)
-        request: dict[str, Any] = {
-            "model": self._config.model,
-            "messages": [_with_frames(message, parts) for message in messages],
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "extra_body": self._extra_body(clip.fps),
-        }
-        return request | ({"seed": sampling.seed} if sampling.temperature > 0 else {})
-
-    def _extra_body(self, fps: float) -> dict[str, Any]:
-        if self._config.frames == "images":
-            return self._config.extra_body
-        return {"media_io_kwargs": {"video": {"num_frames": -1, "fps": fps}}} | self._config.extra_body
-
-    def _read(self, answer: str) -> Generated:
-        """What the server's `answer` says."""
-        try:
-            completion = _Completion.model_validate_json(answer)
-        except ValidationError:
-            raise ModelServerError(f"{self._config.url}: the answer is no chat completion: {self._one_line(answer)}") from None
-        choice, usage = completion.choices[0], completion.usage or _Usage()
-        if choice.finish_reason == "content_filter":
-            raise ModelServerRefusedError(f"{self._config.url}: the server withheld the answer (finish_reason content_filter)")
-        text = (choice.message.content or choice.message.refusal or "").strip()
-        if not text or choice.finish_reason not in ("stop", "length"):
-            what = "no text" if not text else "a text that is not whole"
-            counts = f"finish_reason {choice.finish_reason}, {usage.completion_tokens} tokens"
-            raise ModelServerError(f"{self._config.url}: the server gave {what} ({counts})")
-        return Generated(text, usage.prompt_tokens, usage.completion_tokens, choice.finish_reason)
-
-    def _failure(self, error: openai.APIError) -> ModelServerError:
+    def _failure(self, error: openai.APIError) -> ModelServerError | ModelRefusedError:
         """The error of our tree for what the client has given up on."""
         url, retried = self._config.url, f"after up to {self._config.max_retries} retries"
         if isinstance(error, openai.APITimeoutError):
@@ -165,71 +162,27 @@ class OpenAIEngine:
             return ModelServerError(f"{url}: cannot be reached, {retried}")
         reason = self._one_line(error.message.removeprefix(f"Error code: {error.status_code}").strip(" -")) or "no reason given"
         said = f"HTTP {error.status_code}: {reason}"
+        if error.code in _NO_CREDIT:
+            return OutOfQuotaError(f"{url}: the account has nothing left to pay with: {said}; top it up, and submit the job again")
+        if error.code in _WITHHELD:
+            return ModelRefusedError(f"{url}: the server will not answer about this: {said}")
         if error.status_code >= 500 or error.status_code in (408, 409, 429):
             return ModelServerError(f"{url}: the server failed, {retried}: {said}")
         return ModelServerRefusedError(f"{url}: the server refused the request: {said}")
 
     def _one_line(self, text: str) -> str:
         """The beginning of what a server said, which may repeat what it was sent."""
-        return " ".join((text.replace(self._key, "…") if self._key else text).split())[:300]
+        return " ".join(self._without_key(text).split())[:300]
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "…") if self._key else text
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Completion(BaseModel):
-    """What we read of an answer. The package's own type holds what it was sent, whatever that was; servers differ."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
-def _read_key(config: OpenAIServerConfig) -> str | None:
+def read_key(config: OpenAIServerConfig) -> str | None:
+    """The key to ask with; raises `ConfigError` if its environment variable is not set."""
     if config.api_key_env is None:
         return None
     key = os.environ.get(config.api_key_env, "").strip()
     if not key:
         raise ConfigError(f"{config.url}: the environment variable {config.api_key_env} (api_key_env) is not set; put the key in it")
     return key
-
-
-def _with_frames(message: Message, frames: list[Message]) -> Message:
-    """`message` with `frames` where the video belongs."""
-    if isinstance(message["content"], str):
-        return message
-    parts = [part for content in message["content"] for part in (frames if content["type"] == "video" else [content])]
-    return message | {"content": parts}
-
-
-def _image_parts(clip: Clip) -> list[Message]:
-    parts: list[Message] = []
-    for time_s, jpeg in zip(clip.timestamps_s, _jpegs(clip), strict=True):
-        parts.append({"type": "text", "text": f"{time_s - clip.timestamps_s[0]:.1f} s"})
-        parts.append({"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{jpeg}"}})
-    return parts
-
-
-def _video_parts(clip: Clip) -> list[Message]:
-    return [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(_jpegs(clip))}"}}]
-
-
-def _jpegs(clip: Clip) -> list[str]:
-    """The frames as JPEGs in base64."""
-    encoded = []
-    for frame_HWC in clip.frames_THWC:
-        buffer = io.BytesIO()
-        Image.fromarray(frame_HWC).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
-        encoded.append(base64.b64encode(buffer.getvalue()).decode())
-    return encoded

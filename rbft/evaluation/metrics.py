@@ -127,6 +127,15 @@ def evaluate_predictions(predictions: Sequence[Prediction], labels: Sequence[str
     return metrics_from_confusion(confusion, labels, seed=seed)
 
 
+def answered_modes(predictions: Sequence[Prediction]) -> tuple[Mode, ...]:
+    """How the answers of one system can be read: an API model that tells no probabilities has text only."""
+    has_likelihoods = any(prediction.predicted is not None for prediction in predictions)
+    has_text = any(prediction.generated is not None for prediction in predictions)
+    if has_text and not has_likelihoods:
+        return ("generate",)
+    return ("likelihood", "generate") if has_text else ("likelihood",)
+
+
 def answer(prediction: Prediction, mode: Mode) -> str | None:
     """The label that a prediction answers in `mode`; None where it has none."""
     return prediction.predicted if mode == "likelihood" else prediction.generated_label

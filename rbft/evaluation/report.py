@@ -45,9 +45,10 @@ def write_report(report: ReportData, uri: str) -> None:
 
 
 def _context(report: ReportData) -> dict[str, Any]:
-    first = report.systems[0].likelihood if report.systems else None
+    first = report.systems[0].main if report.systems else None
     majority = majority_metrics(first) if first else None
-    modes = [("By label likelihood", [(system.name, system.likelihood) for system in report.systems])]
+    likelihood = [(system.name, system.likelihood) for system in report.systems if system.likelihood is not None]
+    modes = [("By label likelihood", likelihood)] if likelihood else []
     generate = [(system.name, system.generate) for system in report.systems if system.generate is not None]
     if generate:
         modes.append(("By generated text", generate))
@@ -56,6 +57,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "headlines": [difference_sentence(comparison) for comparison in report.comparisons],
         "metric_titles": METRIC_TITLES,
         "modes": modes,
+        "by_text": any(system.likelihood is None for system in report.systems),
         "majority": majority,
         "metric_plots": [(METRIC_TITLES[name], _metric_plot(report, majority, name)) for name in METRICS] if majority else [],
         "comparison_plots": [(METRIC_TITLES[name], _comparison_plot(report.comparisons, name)) for name in METRICS]
@@ -68,7 +70,9 @@ def _context(report: ReportData) -> dict[str, Any]:
 
 def _metric_plot(report: ReportData, majority: Metrics, metric: str) -> Markup:
     rows = [
-        IntervalRow(system_title(system.name), getattr(system.likelihood, metric), system.likelihood.ci95[metric])
+        IntervalRow(
+            system_title(system.name) + ("" if system.likelihood else ", by text"), getattr(system.main, metric), system.main.ci95[metric]
+        )
         for system in report.systems
     ]
     description = f"{METRIC_TITLES[metric]} by system with 95 % intervals, per cent; the dashed line is the majority baseline"

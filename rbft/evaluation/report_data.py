@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from rbft.evaluation.compare import Comparison, compare_predictions
 from rbft.evaluation.curves import LossCurve
-from rbft.evaluation.metrics import Metrics, evaluate_predictions
+from rbft.evaluation.metrics import Metrics, answered_modes, evaluate_predictions
 from rbft.records import Clip, Example, Prediction, Rationale
 from rbft.task import Task
 
@@ -26,9 +26,17 @@ class SystemResult:
     """One system's metrics, in both ways of reading its answer (readings, 12)."""
 
     name: str
-    likelihood: Metrics
+    likelihood: Metrics | None
+    """None where the system tells no probabilities; then there is `generate`."""
     generate: Metrics | None
     """None where the system was not asked for text."""
+
+    @property
+    def main(self) -> Metrics:
+        """By label likelihood where there is that."""
+        metrics = self.likelihood or self.generate
+        assert metrics is not None
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class SampleStrip:
     answers: dict[str, Prediction]
     """System -> what it said about this video."""
     wrong: bool
-    """Whether the main system is wrong about it, by label likelihood."""
+    """Whether the main system is wrong about it, by label likelihood where it has that."""
     clip: Clip | None
     rationale: Rationale | None
 
@@ -160,12 +168,8 @@ def rationale_statistics(rationales: Iterable[Rationale]) -> RationaleStatistics
 
 
 def _result(name: str, rows: Sequence[Prediction], task: Task, seed: int) -> SystemResult:
-    asked_for_text = any(row.generated is not None for row in rows)
-    return SystemResult(
-        name=name,
-        likelihood=evaluate_predictions(rows, task.labels, "likelihood", seed=seed),
-        generate=evaluate_predictions(rows, task.labels, "generate", seed=seed) if asked_for_text else None,
-    )
+    found = {mode: evaluate_predictions(rows, task.labels, mode, seed=seed) for mode in answered_modes(rows)}
+    return SystemResult(name, found.get("likelihood"), found.get("generate"))
 
 
 def _split_counts(examples: Sequence[Example], task: Task) -> dict[str, dict[str, int]]:
@@ -202,7 +206,7 @@ def _main(predictions: Mapping[str, Sequence[Prediction]]) -> Sequence[Predictio
 
 
 def _is_wrong(prediction: Prediction) -> bool:
-    return prediction.predicted != prediction.label
+    return (prediction.predicted or prediction.generated_label) != prediction.label
 
 
 def _confidence(prediction: Prediction) -> float:

@@ -89,8 +89,7 @@ def table_text(likelihood: Mapping[str, Metrics], generate: Mapping[str, Metrics
     for mode, systems in (("by label likelihood", likelihood), ("by generated text", generate or {})):
         if systems:
             lines += [[mode, *header[1:]], *([f"  {system_title(name)}", *_cells(metrics)] for name, metrics in systems.items())]
-    if likelihood:
-        first = next(iter(likelihood.values()))
+    if first := next(iter([*likelihood.values(), *(generate or {}).values()]), None):
         lines += [["baseline", *header[1:]], [f'  always "{first.majority_label}"', *_cells(majority_metrics(first), intervals=False)]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))] if lines else []
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

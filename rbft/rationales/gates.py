@@ -75,11 +75,16 @@ _SCORES: dict[str, Callable[[Rationale, str, Task, str | None], float]] = {
     "not_empty": lambda _, text, __, ___: len(text.split()) < MIN_WORDS,
     "not_cut_off": lambda rationale, _, __, ___: rationale.finish_reason == "length",
     "not_repeating": lambda _, text, __, ___: repeated_share(text),
-    "no_refusal": lambda _, text, __, ___: _REFUSAL.search(text) is not None,
+    "no_refusal": lambda _, text, __, ___: is_refusal(text),
     "has_sections": lambda _, text, task, __: _missing_sections(text, task),
     "names_no_label": lambda _, text, task, __: names_label(text, task),
     "agrees_with_label": lambda _, text, task, label: label in task.concern_labels and _DENIAL.search(text) is not None,
 }
+
+
+def is_refusal(text: str) -> bool:
+    """Whether `text` declines to answer, in the words that models have for it."""
+    return _REFUSAL.search(text) is not None
 
 
 def score_text(rationale: Rationale, task: Task, label: str | None = None) -> dict[str, float]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,8 @@ from pydantic import ValidationError
 from rbft.config import OpenAIServerConfig
 from rbft.engines.base import Generated, Sampling
 from rbft.engines.openai import OpenAIEngine
-from rbft.errors import ConfigError, EngineError, EngineGoneError, ModelServerError, ModelServerRefusedError, RBFTError
+from rbft.errors import ConfigError, EngineError, EngineGoneError, ModelRefusedError, ModelServerError, ModelServerRefusedError, RBFTError
+from tests.openai_server import Reply, Server, completion, failure
 from tests.samples import TASK, random_clip
 
 KEY = "key-4f9a1c"
@@ -29,109 +28,25 @@ CLIP = random_clip(6, fps=0.5)
 GREEDY = Sampling(32)
 MESSAGES = TASK.rationale_messages("A title.")
 
-Reply = tuple[int, dict[str, str], Any]
-"""Status, headers, and a body: text as it is, anything else as JSON."""
-
-
-def completion(content: str | None = "A dog.", finish_reason: str | None = "stop", **message: object) -> Reply:
-    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": content, **message}}
-    return 200, {}, {"object": "chat.completion", "choices": [choice], "usage": {"prompt_tokens": 21, "completion_tokens": 4}}
-
-
-def failure(status: int, message: str = "no", **headers: str) -> Reply:
-    return status, headers, {"error": {"message": message, "type": "error"}}
-
-
-class Server:
-    """Answers the request that tries it out well, and those about videos with `replies`, in turn, the last again and again."""
-
-    def __init__(self) -> None:
-        self.replies: list[Reply] = [completion()]
-        self.trial: Reply = completion("Hi")
-        self.trials: list[dict[str, Any]] = []
-        self.models: Reply = (200, {}, {"object": "list", "data": []})
-        self.on_request: Callable[[], object] = lambda: None
-        """Called while a request about a video is held."""
-        self.asked: list[dict[str, Any]] = []
-        """The bodies of the requests about videos."""
-        self.arrived_s: list[float] = []
-        self.keys: set[str | None] = set()
-        self._lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                assert self.path == "/v1/models"
-                self._send(server.models)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.keys.add(self.headers["Authorization"])
-                if self.path != "/v1/chat/completions":
-                    self._send(failure(404))
-                elif body["messages"][0]["content"] == "Hello":
-                    server.trials.append(body)
-                    self._send(server.trial)
-                else:
-                    reply = server._next(body)
-                    server.on_request()
-                    self._send(reply)
-
-            def _send(self, reply: Reply) -> None:
-                status, headers, content = reply
-                data = (content if isinstance(content, str) else json.dumps(content)).encode()
-                self.send_response(status)
-                for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
-                    self.send_header(name.replace("_", "-"), value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def handle(self) -> None:
-                with contextlib.suppress(ConnectionError):  # a client that did not wait for the answer
-                    super().handle()
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def _next(self, body: dict[str, Any]) -> Reply:
-        with self._lock:
-            self.arrived_s.append(time.monotonic())
-            self.asked.append(body)
-            return self.replies[min(len(self.asked), len(self.replies)) - 1]
-
-    def config(self, **settings: Any) -> OpenAIServerConfig:
-        return OpenAIServerConfig(**{"url": self.url, "model": "teacher", "max_retries": 2, "timeout_s": 30.0} | settings)
-
-    def ask(self, sampling: Sampling = GREEDY, times: int = 1, **settings: Any) -> list[Generated]:
-        """What a new engine with `settings` is answered about the clip, `times` times at once."""
-
-        async def run() -> list[Generated]:
-            engine = OpenAIEngine(self.config(**settings))
-            try:
-                return await asyncio.gather(*(engine.generate(CLIP, MESSAGES, sampling) for _ in range(times)))
-            finally:
-                engine.close()
-
-        return asyncio.run(run())
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
-
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.close()
+
+
+def ask(server: Server, sampling: Sampling = GREEDY, times: int = 1, **settings: Any) -> list[Generated]:
+    """What a new engine with `settings` is answered about the clip, `times` times at once."""
+
+    async def run() -> list[Generated]:
+        engine = OpenAIEngine(server.config(**settings))
+        try:
+            return await asyncio.gather(*(engine.generate(CLIP, MESSAGES, sampling) for _ in range(times)))
+        finally:
+            engine.close()
+
+    return asyncio.run(run())
 
 
 @pytest.fixture
@@ -157,12 +72,12 @@ def assert_are_the_clips_frames(frames: list[np.ndarray]) -> None:
 
 def test_the_answer_carries_the_servers_text_counts_and_reason(server: Server) -> None:
     server.replies = [completion(" A dog.\n", "stop"), completion("A", "length")]
-    assert server.ask() == [Generated("A dog.", 21, 4, "stop")]
-    assert server.ask() == [Generated("A", 21, 4, "length")]
+    assert ask(server) == [Generated("A dog.", 21, 4, "stop")]
+    assert ask(server) == [Generated("A", 21, 4, "length")]
 
 
 def test_frames_go_as_images_after_their_times_where_the_video_stood(server: Server) -> None:
-    server.ask()
+    ask(server)
     (message,) = server.asked[0]["messages"]
     *frames, text = message["content"]
     assert message["role"] == "user" and text == MESSAGES[0]["content"][1]
@@ -173,7 +88,7 @@ def test_frames_go_as_images_after_their_times_where_the_video_stood(server: Ser
 
 
 def test_frames_go_as_one_video_with_their_number_and_rate(server: Server) -> None:
-    server.ask(frames="video")
+    ask(server, frames="video")
     (asked,) = server.asked
     video, text = asked["messages"][0]["content"]
     assert text == MESSAGES[0]["content"][1]
@@ -183,8 +98,8 @@ def test_frames_go_as_one_video_with_their_number_and_rate(server: Server) -> No
 
 
 def test_sampling_and_extra_body_go_with_the_request(server: Server) -> None:
-    server.ask(GREEDY)
-    server.ask(Sampling(32, 0.7, seed=5), extra_body={"top_p": 0.9, "max_tokens": None, "max_completion_tokens": 32})
+    ask(server, GREEDY)
+    ask(server, Sampling(32, 0.7, seed=5), extra_body={"top_p": 0.9, "max_tokens": None, "max_completion_tokens": 32})
     greedy, drawn = ({name: value for name, value in asked.items() if name != "messages"} for asked in server.asked)
     assert greedy == {"model": "teacher", "max_tokens": 32, "temperature": 0.0}
     assert drawn == {"model": "teacher", "max_tokens": None, "temperature": 0.7, "seed": 5, "top_p": 0.9, "max_completion_tokens": 32}
@@ -192,7 +107,7 @@ def test_sampling_and_extra_body_go_with_the_request(server: Server) -> None:
 
 def test_a_busy_server_is_asked_again_when_it_says(server: Server) -> None:
     server.replies = [failure(429, Retry_After="1.5"), completion()]
-    assert server.ask() == [Generated("A dog.", 21, 4, "stop")]
+    assert ask(server) == [Generated("A dog.", 21, 4, "stop")]
     first_s, second_s = server.arrived_s
     assert second_s - first_s >= 1.5  # by itself the client would have waited 0.5 s at most
 
@@ -201,7 +116,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server: Server) -> None:
 def test_a_server_that_goes_on_failing_is_given_up_as_a_server_error(server: Server, status: int) -> None:
     server.replies = [failure(status, "the GPU\nis on fire", Retry_After="0.01")]
     with pytest.raises(ModelServerError, match=f"{server.url}: .*after up to 2 retries: HTTP {status}: .*the GPU is on fire") as caught:
-        server.ask()
+        ask(server)
     assert caught.value.code == "server_error"
     assert len(server.asked) == 3
 
@@ -211,7 +126,7 @@ def test_a_server_that_hangs_is_asked_again_and_given_up(server: Server) -> None
     server.on_request = lambda: given_up.wait(60)
     try:
         with pytest.raises(ModelServerError, match=r"no answer within 0\.3 s, after up to 1 retries"):
-            server.ask(timeout_s=0.3, max_retries=1)
+            ask(server, timeout_s=0.3, max_retries=1)
     finally:
         given_up.set()
     assert len(server.asked) == 2
@@ -221,14 +136,14 @@ def test_a_server_that_hangs_is_asked_again_and_given_up(server: Server) -> None
 def test_a_request_that_the_server_will_not_have_is_not_asked_again(server: Server, status: int) -> None:
     server.replies = [failure(status, "this video is too long")]
     with pytest.raises(ModelServerRefusedError, match=f"refused the request: HTTP {status}: .*this video is too long") as caught:
-        server.ask()
+        ask(server)
     assert caught.value.code == "server_refused"
     assert len(server.asked) == 1
 
 
 def test_a_refusal_of_the_model_is_text_for_the_gates(server: Server) -> None:
     server.replies = [completion(None, refusal="I'm sorry, I can't help with that.")]
-    assert server.ask() == [Generated("I'm sorry, I can't help with that.", 21, 4, "stop")]
+    assert ask(server) == [Generated("I'm sorry, I can't help with that.", 21, 4, "stop")]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +151,7 @@ def test_a_refusal_of_the_model_is_text_for_the_gates(server: Server) -> None:
     [
         (completion(""), ModelServerError, r"no text \(finish_reason stop, 4 tokens\)"),
         (completion(None, "length"), ModelServerError, r"no text \(finish_reason length"),
-        (completion("A do", "content_filter"), ModelServerRefusedError, "content_filter"),
+        (completion("A do", "content_filter"), ModelRefusedError, "content_filter"),
         (completion("A do", "error"), ModelServerError, "a text that is not whole .*error"),
         (completion("A do", None), ModelServerError, "a text that is not whole .*None"),
         ((200, {}, {"choices": []}), ModelServerError, "no chat completion"),
@@ -248,14 +163,14 @@ def test_a_refusal_of_the_model_is_text_for_the_gates(server: Server) -> None:
 def test_an_answer_without_a_whole_text_is_an_error(server: Server, reply: Reply, error: type[RBFTError], message: str) -> None:
     server.replies = [reply]
     with pytest.raises(error, match=message) as caught:
-        server.ask()
+        ask(server)
     assert type(caught.value) is error
 
 
 def test_a_server_that_counts_no_tokens_is_listened_to_all_the_same(server: Server) -> None:
     status, headers, body = completion()
     server.replies = [(status, headers, body | {"usage": None})]
-    assert server.ask() == [Generated("A dog.", 0, 0, "stop")]
+    assert ask(server) == [Generated("A dog.", 0, 0, "stop")]
 
 
 def test_as_many_requests_are_under_way_as_allowed_and_no_more(server: Server) -> None:
@@ -273,18 +188,18 @@ def test_as_many_requests_are_under_way_as_allowed_and_no_more(server: Server) -
             now -= 1
 
     server.on_request = hold
-    assert len(server.ask(times=9, max_concurrency=3)) == 9
+    assert len(ask(server, times=9, max_concurrency=3)) == 9
     assert most == 3
 
 
 def test_the_key_goes_in_the_header_and_nowhere_else(server: Server, key: None) -> None:
-    server.ask(api_key_env="TEACHER_KEY")
+    ask(server, api_key_env="TEACHER_KEY")
     assert server.keys == {f"Bearer {KEY}"}
     assert KEY not in json.dumps(server.asked)
 
 
 def test_without_a_key_of_its_own_the_server_gets_no_other_servers_key(server: Server, key: None) -> None:
-    server.ask()
+    ask(server)
     assert server.keys == {"Bearer none"}
 
 
@@ -292,7 +207,7 @@ def test_without_a_key_of_its_own_the_server_gets_no_other_servers_key(server: S
 def test_a_key_that_the_server_repeats_stays_out_of_the_message(server: Server, key: None, status: int) -> None:
     server.replies = [failure(status, f"you sent {KEY}")]
     with pytest.raises(ModelServerError, match="you sent …") as caught:
-        server.ask(api_key_env="TEACHER_KEY", max_retries=0)
+        ask(server, api_key_env="TEACHER_KEY", max_retries=0)
     assert KEY not in str(caught.value)
 
 

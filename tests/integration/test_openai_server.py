@@ -26,7 +26,8 @@ from rbft.data.locations import resolve_uri
 from rbft.data.manifest import read_manifest
 from rbft.engines.base import Engine, Generated, Sampling
 from rbft.engines.hf import HFEngine
-from rbft.engines.openai import JPEG_QUALITY, OpenAIEngine
+from rbft.engines.openai import OpenAIEngine
+from rbft.engines.openai_request import JPEG_QUALITY
 from rbft.engines.vllm import engine_arguments
 from rbft.errors import ConfigError, ModelServerRefusedError
 from rbft.models.chat import ChatAdapter
