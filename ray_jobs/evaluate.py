@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from ray_jobs import api_models
 from ray_jobs.command import main
@@ -17,12 +18,13 @@ from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run, video_key
 from ray_jobs.work import EngineName, Work
 from rbft import artifacts, rows, storage
-from rbft.config import GatesConfig, ModelConfig
+from rbft.config import GatesConfig, MaskingConfig, ModelConfig
 from rbft.errors import DataError, JobError, ModelRefusedError
 from rbft.evaluation.metrics import answered_modes, evaluate_predictions
 from rbft.evaluation.predictions import predictions_from_table
 from rbft.rationales.table import rationales_from_table
 from rbft.records import Example, Prediction, Rationale, prediction_schema, rationale_schema
+from rbft.systems import split_masks
 
 
 def held_out(run: Run) -> list[Example]:
@@ -36,7 +38,8 @@ def held_out(run: Run) -> list[Example]:
 def prediction_work(run: Run, system: str, model: ModelConfig, engine: EngineName) -> Work:
     """What `system` has still to predict, and where it goes."""
     folder, pending = _pending(run, system, engine)
-    return Work("prediction", folder, pending, model, run.config.task, {"system": system}, GatesConfig())
+    mask = split_masks(system)[1]
+    return Work("prediction", folder, pending, model, run.config.task, {"system": system}, GatesConfig(), mask=mask)
 
 
 def finish_predictions(run: Run, system: str, engine: EngineName) -> list[Prediction]:
@@ -73,9 +76,14 @@ def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
             folder, pending = _pending(run, model.name, "openai")
             api_models.ask(run, model, folder, pending)
             finish_predictions(run, model.name, "openai")
+    evaluate_systems([(run, system) for run in runs for system in run.config.evaluation.systems if system not in without])
+
+
+def evaluate_systems(wanted: Sequence[tuple[Run, str]]) -> None:
+    """Predictions and metrics of systems that we run, also of such behind masks (`rbft.systems.behind_masks`)."""
+    runs = [run for run, _ in wanted]
     engine = runs[0].config.evaluation.engine
-    wanted = [(run, system) for run in runs for system in run.config.evaluation.systems if system not in without]
-    work = [prediction_work(run, system, _model(run, system), engine) for run, system in wanted]
+    work = [prediction_work(run, system, require_model(run, system), engine) for run, system in wanted]
     total = sum(len(item.examples) for item in work)
     if total:
         say(f"evaluate: scoring {total} clips with {engine}")
@@ -87,7 +95,9 @@ def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
         finish_predictions(run, system, engine)
 
 
-def _model(run: Run, system: str) -> ModelConfig:
+def require_model(run: Run, system: str) -> ModelConfig:
+    """What `system` answers with; raises `JobError` if it has not been trained."""
+    system, _ = split_masks(system)
     model = run.config.model if system == "zero-shot" else run.trained_model(system, "classify")
     if model is None:
         raise JobError(f"evaluate {system}: its model has not been trained; run `rbft train` or the pipeline with the same --config")
@@ -102,7 +112,7 @@ def explain(run: Run, system: str, examples: Sequence[Example]) -> dict[str, Rat
     pending = [example for example in examples if example.id not in done]
     if pending:
         say(f"report: asking {system} for {len(pending)} rationales")
-        work = Work("rationale", folder, pending, _model(run, system), run.config.task, {"system": system}, GatesConfig())
+        work = Work("rationale", folder, pending, require_model(run, system), run.config.task, {"system": system}, GatesConfig())
         run_inference(run.config, engine, [work])
     wanted = {example.id for example in examples}
     return {row.id: row for row in rationales_from_table(rows.read_parts(folder, rationale_schema())) if row.id in wanted}
@@ -126,10 +136,12 @@ def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
     for model in run.config.evaluation.api_models:
         if model.name == system:
             return api_models.fingerprint(run, model, held_out(run))
+    system, masks = split_masks(system)
     trained = run.artifact(f"train/{system}/classify")
     return artifacts.fingerprint(
         {
             "kind": "predictions",
+            **({} if masks is None else {"masks": [masks, _masking(run.config.evaluation.masking)]}),
             "model": run.model_fingerprint if system == "zero-shot" else str(trained).rpartition("/")[2],
             "dtype": run.config.model.dtype,
             "engine": engine,
@@ -140,6 +152,12 @@ def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
             "videos": [[video_key(example), example.label] for example in held_out(run)],
         }
     )
+
+
+def _masking(masking: MaskingConfig) -> dict[str, Any]:
+    """What determines masks: of a file of boxes its content, wherever it lies."""
+    content = {} if masking.boxes is None else {"boxes": artifacts.file_sha256(storage.local_path(masking.boxes))}
+    return masking.model_dump(mode="json") | content
 
 
 def job(run: Run) -> None:

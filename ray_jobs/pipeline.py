@@ -99,7 +99,7 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
         rationales=rationales,
         curves=curves,
         sample_ids=sample_ids,
-        clips=_clips(run, samples),
+        clips=read_clips(run, samples),
         sample_rationales=explain(run, main_system, samples) if main_system in config.evaluation.systems else {},
         wall_s=run.fact("wall_s", {}),
         versions=run.fact("versions", {}),
@@ -111,7 +111,8 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     return report
 
 
-def _clips(run: Run, examples: list[Example]) -> dict[str, Clip]:
+def read_clips(run: Run, examples: list[Example]) -> dict[str, Clip]:
+    """Id -> clip of those of `examples` that can be decoded."""
     video = run.config.video
     clips = {}
     with DecodePool(run.config.engine.decode_workers, video.timeout_s, video.memory_limit_bytes) as pool:

@@ -10,6 +10,7 @@
 <run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json, COMPLETE.json; of an API model also
                                                 usage.json and answers/
 <run>/rationale-check/<system>/<fingerprint>/   parts/ of what a model wrote about held-out videos after training, if that was asked for
+<run>/looking/boxes-<fingerprint>.parquet       where the base model sees objects, if `evaluation.masking.find` is grounding
 <run>/reproduction/table1.{html,json}, …         the paper's tables with this run's rows
 <run>/report.html, summary.json
 """
@@ -48,6 +49,10 @@ class RunLayout:
 
     def rationales(self, fingerprint: str) -> str:
         return f"{self.root}/rationales/{fingerprint}"
+
+    def looking(self, name: str, fingerprint: str) -> str:
+        """Of `name` ("boxes") without its ending."""
+        return f"{self.root}/looking/{name}-{fingerprint}"
 
     def reproduction(self, name: str) -> str:
         """Of `name` ("table1") without its ending."""

@@ -12,6 +12,7 @@ from typing import Any
 from rbft.evaluation.metrics import Metrics, metrics_from_confusion
 from rbft.evaluation.paper import SMARTHOME_LABELS, Flag, PaperRow, paper_table
 from rbft.evaluation.tables import interval, percent, system_title
+from rbft.systems import MASK_KINDS, behind_masks, split_masks
 
 BACKBONES = {"qwen2_vl": "Qwen2-VL-7B", "qwen2_5_vl": "Qwen2.5-VL-7B"}
 """`model_type` of a model folder -> the paper's model whose rows stand beside its own."""
@@ -28,10 +29,30 @@ class TableSpec:
 
     @property
     def systems(self) -> tuple[str, ...]:
-        return tuple(self.methods)
+        """Those that are trained, without masks."""
+        return tuple(dict.fromkeys(split_masks(name)[0] for name in self.methods))
+
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """Those that see videos behind masks."""
+        return tuple(name for name in self.methods if split_masks(name)[1] is not None)
+
+    @property
+    def compares_methods(self) -> bool:
+        """Whether it is one of the paper's main tables: API models and other baselines have rows there, and failures are looked into."""
+        return self.methods is _COMPARISON
 
 
 _COMPARISON = {"zero-shot": "Zero-shot", "direct-sft-1": "Direct-SFT", "direct-sft-2": "", "rb-ft": "RB-FT"}
+
+
+def _masked(methods: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for system, method in methods.items():
+        found |= {behind_masks(system, kind): f"{method}, {kind} masks" for kind in MASK_KINDS}
+        found[system] = f"{method}, original frames"
+    return found
+
 
 TABLES = {
     spec.number: spec
@@ -40,6 +61,7 @@ TABLES = {
         TableSpec(2, "RB-FT on three classes", _COMPARISON),
         TableSpec(3, "what stage 1 is taught to answer", {"rb-ft-label-first": "P+C+R", "rb-ft-label-last": "P+R+C", "rb-ft": "P+R"}),
         TableSpec(4, "share of self-generated rationales", {"rb-ft-mix-20": "20 %", "rb-ft-mix-60": "60 %", "rb-ft": "100 %"}),
+        TableSpec(5, "frames behind masks", _masked({"direct-sft-1": "Direct-SFT", "rb-ft": "RB-FT"})),
     )
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rbft.evaluation.compare import Comparison
 from rbft.evaluation.metrics import METRICS, Interval, Metrics, metrics_from_confusion
-from rbft.systems import parse_system
+from rbft.systems import parse_system, split_masks
 
 SYSTEM_TITLES = {
     "zero-shot": "Zero-shot",
@@ -27,6 +27,9 @@ METRIC_TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy
 
 def system_title(system: str) -> str:
     """How a system is called in print; its own name where it has no title."""
+    system, masks = split_masks(system)
+    if masks is not None:
+        return f"{system_title(system)}, {masks} masks"
     try:
         meaning = parse_system(system)
     except ValueError:

@@ -8,7 +8,7 @@ from rbft.evaluation.failures import analyse_failures
 from rbft.evaluation.metrics import metrics_from_confusion
 from rbft.evaluation.paper import PAPER_ROWS, SMARTHOME_LABELS
 from rbft.evaluation.reproduction import BACKBONES, TABLES, make_table, table_json, table_text
-from rbft.evaluation.reproduction_page import render_reproduction
+from rbft.evaluation.reproduction_page import render_table
 from rbft.records import Prediction
 from rbft.systems import parse_system
 
@@ -78,7 +78,7 @@ def test_text_json_and_page_say_the_same() -> None:
     ]
     other = [Prediction(row.id, row.label, "normal", row.probabilities) for row in rows]
     analysis = analyse_failures(rows, other, names=("rb-ft", "direct-sft-2"), attributes={})
-    page, text, content = render_reproduction(table, {QWEN25: analysis}), table_text(table), table_json(table)
+    page, text, content = render_table(table, {QWEN25: analysis}), table_text(table), table_json(table)
     for row in table.rows:
         assert row.name.replace("'", "&#39;") in page and row.name in text
     assert "&lt;a &amp; b&gt;" in page and "<script" not in page

@@ -22,8 +22,7 @@ from rbft.evaluation.looking.boxes import FrameBoxes, boxes_in_frames, covered, 
 from rbft.evaluation.looking.sources import BoxSource
 from rbft.records import Clip
 from rbft.seeds import derive_seed
-
-MaskKind = Literal["object", "random"]
+from rbft.systems import MaskKind
 
 _NUM_PLACES = 256
 """Drawn for a clip: one an object, the others for what is missing."""

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from rbft.config import MaskingConfig
 from rbft.evaluation.looking.boxes import Box, boxes_in_frames, covered
-from rbft.evaluation.looking.masking import Masker, MaskKind, fill_pixels, random_cover
+from rbft.evaluation.looking.masking import Masker, fill_pixels, random_cover
 from rbft.evaluation.looking.sources import SaliencyBoxes
 from rbft.records import Clip
+from rbft.systems import MaskKind
 from tests.evaluation.looking.clips import moving_square
 from tests.samples import random_clip
 
