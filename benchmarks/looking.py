@@ -75,7 +75,8 @@ def _measure() -> tuple[dict[str, float], dict[str, Enrichment]]:
 
     adapter = ChatAdapter(config.model.path, config.video.spec())
     reader = AttentionReader(load_model(config.model.path, config.model.dtype), adapter, config.evaluation.attention.num_layers)
-    found = {}
+    found: dict[str, Enrichment] = {}
+    maps: dict[str, AttentionMap] = {}
     for method in ("attention", "gradient x attention"):
         begun = time.perf_counter()
         maps = _maps(reader, clips, config, method)
