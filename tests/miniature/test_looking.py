@@ -12,7 +12,7 @@ from miniature.world import sample_world
 from rbft.config import MaskingConfig, load_config
 from rbft.evaluation.looking.attention import AttentionMap, AttentionReader
 from rbft.evaluation.looking.boxes import Box, boxes_in_frames, boxes_of_others, covered
-from rbft.evaluation.looking.focus import Focus, compare_enrichment, enrichment, focus
+from rbft.evaluation.looking.focus import compare_enrichment, enrichment, focuses
 from rbft.evaluation.looking.masking import Masker
 from rbft.evaluation.looking.sources import SaliencyBoxes
 from rbft.models.chat import ChatAdapter
@@ -45,11 +45,6 @@ def maps(request: pytest.FixtureRequest, drawn: Drawn) -> dict[str, AttentionMap
     asked = [(clip, config.task.question_messages()) for clip in drawn[0].values()]
     found = reader.read(asked) if request.param == "read" else reader.read_gradient([(*each, "abnormal") for each in asked])
     return dict(zip(drawn[0], found, strict=True))
-
-
-def focuses(maps: dict[str, AttentionMap], clips: dict[str, Clip], boxes: dict[str, tuple[Box, ...]]) -> dict[str, Focus]:
-    found = {id_: focus(maps[id_], covered(boxes_in_frames(boxes[id_], clip), FRAME_SIDE, FRAME_SIDE)) for id_, clip in clips.items()}
-    return {id_: each for id_, each in found.items() if each is not None}
 
 
 def test_the_base_model_looks_at_the_subject_more_than_chance(maps: dict[str, AttentionMap], drawn: Drawn) -> None:

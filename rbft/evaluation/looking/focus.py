@@ -11,7 +11,7 @@ Shape legend: T frames of H x W pixels; the grid of an attention map is a diviso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict
 
 from rbft.errors import DataError
 from rbft.evaluation.looking.attention import AttentionMap
+from rbft.evaluation.looking.boxes import Box, boxes_in_frames, covered
 from rbft.evaluation.metrics import NUM_RESAMPLES, Interval, interval95
+from rbft.records import Clip
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,21 @@ def focus(attention: AttentionMap, covered_THW: NDArray[np.bool_]) -> Focus | No
         return None
     weights = grid.astype(np.float64)
     return Focus(float((weights * tokens).sum() / weights.sum()), area)
+
+
+def focuses(
+    attentions: Mapping[str, AttentionMap], clips: Mapping[str, Clip], boxes: Mapping[str, Sequence[Box]], num_objects: int | None = None
+) -> dict[str, Focus]:
+    """Video id -> focus of its attention on its boxes, or on those of its `num_objects` most salient objects.
+
+    Videos with nothing to measure are left out.
+    """
+    found = {}
+    for id_, attention in attentions.items():
+        height, width = clips[id_].frames_THWC.shape[1:3]
+        frames = boxes_in_frames(boxes.get(id_, ()), clips[id_], num_objects)
+        found[id_] = focus(attention, covered(frames, height, width))
+    return {id_: each for id_, each in found.items() if each is not None}
 
 
 def enrichment(focuses: Mapping[str, Focus], seed: int = 0) -> Enrichment:

@@ -27,13 +27,16 @@ def saliency(clip: Clip) -> NDArray[np.float32]:
     """float32 [T, H, W], with a mean of two over the clip (one if nothing moves, or all is of one colour; zero if both)."""
     from scipy.ndimage import gaussian_filter
 
-    frames_THWC = clip.frames_THWC.astype(np.float32)
-    sigma = _BLUR * min(frames_THWC.shape[1:3])
-    parts = []
-    for reference in (np.median(frames_THWC, axis=0, keepdims=True), frames_THWC.mean(axis=(1, 2), keepdims=True)):
-        distance_THW = np.linalg.norm(frames_THWC - reference, axis=-1)
-        parts.append(gaussian_filter(distance_THW, (0, sigma, sigma)) / max(float(distance_THW.mean()), 1e-6))
-    return np.asarray(sum(parts), dtype=np.float32)
+    median_HWC = np.median(clip.frames_THWC, axis=0).astype(np.float32)
+    sigma = _BLUR * min(median_HWC.shape[:2])
+    saliency_THW = np.zeros(clip.frames_THWC.shape[:3], dtype=np.float32)
+    for is_motion in (True, False):
+        distance_THW = np.empty_like(saliency_THW)
+        for frame_HWC, distance_HW in zip(clip.frames_THWC, distance_THW, strict=True):
+            reference = median_HWC if is_motion else frame_HWC.mean(axis=(0, 1), dtype=np.float32)
+            distance_HW[:] = np.linalg.norm(frame_HWC - reference, axis=-1)
+        saliency_THW += gaussian_filter(distance_THW, (0, sigma, sigma)) / max(float(distance_THW.mean()), 1e-6)
+    return saliency_THW
 
 
 def salient_boxes(clip: Clip, num_objects: int = 3) -> tuple[Box, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Protocol
 
@@ -38,7 +39,7 @@ class SaliencyBoxes:
         self._num_objects = num_objects
 
     async def boxes(self, video_id: str, clip: Clip) -> tuple[Box, ...]:
-        return salient_boxes(clip, self._num_objects)
+        return await asyncio.to_thread(salient_boxes, clip, self._num_objects)  # seconds for a long video
 
 
 def make_source(config: MaskingConfig, engine: Engine | None = None) -> BoxSource:
