@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 from ray_jobs.command import main
 from ray_jobs.generate import report_errors
@@ -20,6 +20,7 @@ from rbft.config import GatesConfig, ModelConfig
 from rbft.errors import DataError, JobError
 from rbft.evaluation.metrics import evaluate_predictions
 from rbft.evaluation.predictions import predictions_from_table
+from rbft.evaluation.probabilities import evaluate_probabilities, has_probabilities
 from rbft.rationales.table import rationales_from_table
 from rbft.records import Example, Prediction, Rationale, prediction_schema, rationale_schema
 
@@ -62,7 +63,11 @@ def finish_predictions(run: Run, system: str, engine: EngineName) -> list[Predic
     modes = {
         mode: evaluate_predictions(predictions, run.config.task.labels, mode, seed=run.config.seed) for mode in ("likelihood", "generate")
     }
-    storage.write_json(f"{folder}/metrics.json", {mode: metrics.model_dump(mode="json") for mode, metrics in modes.items()})
+    measured: dict[str, Any] = {mode: metrics.model_dump(mode="json") for mode, metrics in modes.items()}
+    if has_probabilities(predictions):
+        probabilities = evaluate_probabilities(predictions, run.config.task.labels, seed=run.config.seed)
+        measured["probabilities"] = probabilities.model_dump(mode="json")
+    storage.write_json(f"{folder}/metrics.json", measured)
     report_errors(run, f"evaluate {system}", [(p.id, p.error_code, p.error_message) for p in predictions])
     return predictions
 

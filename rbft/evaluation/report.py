@@ -20,7 +20,7 @@ from rbft.evaluation.tables import (
     difference_sentence,
     duration,
     interval,
-    majority_metrics,
+    p_text,
     percent,
     points,
     system_title,
@@ -34,7 +34,7 @@ def render_report(report: ReportData) -> str:
     """The report as one HTML page."""
     filters = {
         **{"percent": percent, "interval": interval, "points": points, "duration": duration},
-        **{"system_title": system_title, "frame_images": frame_images},
+        **{"system_title": system_title, "frame_images": frame_images, "p_text": p_text},
     }
     return html_environment("rbft.evaluation", **filters).get_template(_TEMPLATE).render(_context(report))
 
@@ -45,8 +45,7 @@ def write_report(report: ReportData, uri: str) -> None:
 
 
 def _context(report: ReportData) -> dict[str, Any]:
-    first = report.systems[0].likelihood if report.systems else None
-    majority = majority_metrics(first) if first else None
+    majority = next(iter(report.baselines.values()), None)
     modes = [("By label likelihood", [(system.name, system.likelihood) for system in report.systems])]
     generate = [(system.name, system.generate) for system in report.systems if system.generate is not None]
     if generate:
@@ -57,6 +56,8 @@ def _context(report: ReportData) -> dict[str, Any]:
         "metric_titles": METRIC_TITLES,
         "modes": modes,
         "majority": majority,
+        "ranked": [(system.name, system.probabilities) for system in report.systems if system.probabilities is not None],
+        "slices": _slice_rows(report),
         "metric_plots": [(METRIC_TITLES[name], _metric_plot(report, majority, name)) for name in METRICS] if majority else [],
         "comparison_plots": [(METRIC_TITLES[name], _comparison_plot(report.comparisons, name)) for name in METRICS]
         if report.comparisons
@@ -66,12 +67,23 @@ def _context(report: ReportData) -> dict[str, Any]:
     }
 
 
+def _slice_rows(report: ReportData) -> list[tuple[str, str, int, list[Metrics | None]]]:
+    """(what divides, name, clips, each system's metrics) of every slice of any system."""
+    keys = dict.fromkeys((part.by, part.name) for system in report.systems for part in system.slices)
+    by_system = [{(part.by, part.name): part.metrics for part in system.slices} for system in report.systems]
+    rows = []
+    for by, name in keys:
+        found = [slices.get((by, name)) for slices in by_system]
+        rows.append((by, name, max(metrics.num_clips for metrics in found if metrics), found))
+    return rows
+
+
 def _metric_plot(report: ReportData, majority: Metrics, metric: str) -> Markup:
     rows = [
         IntervalRow(system_title(system.name), getattr(system.likelihood, metric), system.likelihood.ci95[metric])
         for system in report.systems
     ]
-    description = f"{METRIC_TITLES[metric]} by system with 95 % intervals, per cent; the dashed line is the majority baseline"
+    description = f"{METRIC_TITLES[metric]} by system with 95 % intervals, per cent; the dashed line is the first baseline"
     return interval_plot(rows, description=description, ends=(0.0, 1.0), reference=getattr(majority, metric))
 
 

@@ -133,7 +133,7 @@ def test_the_page_says_what_came_out_with_its_intervals(page: _Page, report: Rep
     for system in report.systems:
         low, high = system.likelihood.ci95["accuracy"]
         assert f"{100 * system.likelihood.accuracy:.2f} % [{100 * low:.2f}, {100 * high:.2f}]" in text
-    assert "Always “abnormal”" in text and "video_decode" in text and "no label" in text
+    assert "Always 'abnormal'" in text and "video_decode" in text and "no label" in text
     assert "The paper’s numbers, on its own data" in text and "no N fits" in text
 
 
