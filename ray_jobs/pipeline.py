@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray_jobs.command import main
-from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_predictions
+from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_calibrations, read_predictions
 from ray_jobs.generate import distinct_rationales, generate, read_rationales
 from ray_jobs.memory import PeakMemory
 from ray_jobs.progress import say
@@ -103,6 +103,7 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
         wall_s=run.fact("wall_s", {}),
         versions=run.fact("versions", {}),
         provenance={"command": str(run.fact("command")), "commit": str(run.fact("commit")), "seed": str(config.seed)},
+        calibrations=read_calibrations(run),
         durations_s=clip_durations(by_id.values()),
         seed=config.seed,
     )

@@ -8,6 +8,7 @@
                                                 with scores.parquet, quality.json and quality.html, and reviews/ if people changed any
 <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
 <run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json, COMPLETE.json
+<run>/calibration/<system>/<fingerprint>/       the same for the validation videos, if evaluation.calibrate, with calibration.json
 <run>/rationale-check/<system>/<fingerprint>/   parts/ of what a model wrote about held-out videos after training, if that was asked for
 <run>/report.html, summary.json
 """
@@ -52,6 +53,9 @@ class RunLayout:
 
     def evaluation(self, system: str, fingerprint: str) -> str:
         return f"{self.root}/evaluation/{system}/{fingerprint}"
+
+    def calibration(self, system: str, fingerprint: str) -> str:
+        return f"{self.root}/calibration/{system}/{fingerprint}"
 
     def rationale_check(self, system: str, fingerprint: str) -> str:
         return f"{self.root}/rationale-check/{system}/{fingerprint}"

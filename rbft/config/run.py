@@ -23,6 +23,9 @@ class EvaluationConfig(Section):
     bootstrap_samples: int = Field(2000, ge=100)
     max_new_tokens: int = Field(16, gt=0)
     """For the "generate" mode (readings, 12)."""
+    calibrate: bool = False
+    """Whether the validation split is scored too, and a temperature and a threshold fitted on it; the report has both numbers, with and
+    without them (readings, 12). They change no prediction that is kept."""
     num_report_samples: int = Field(12, ge=0)
     rationale_check: int = Field(0, ge=0)
     """Held-out videos that every model with a stage 1 explains again after stage 2; the report has the share of its rationales that pass
@@ -32,6 +35,12 @@ class EvaluationConfig(Section):
     def _systems_are_distinct(self) -> EvaluationConfig:
         if len(set(self.systems)) != len(self.systems):
             raise ValueError(f"systems must be distinct; got {', '.join(self.systems)}")
+        return self
+
+    @model_validator(mode="after")
+    def _is_not_tested_on_what_it_is_calibrated_on(self) -> EvaluationConfig:
+        if self.calibrate and self.split == "validation":
+            raise ValueError("calibrate fits on the validation split, so that evaluation.split must be another; leave one of them out")
         return self
 
     @property

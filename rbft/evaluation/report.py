@@ -14,6 +14,7 @@ from rbft.evaluation.compare import Comparison
 from rbft.evaluation.figures import IntervalRow, frame_images, interval_plot, loss_plot
 from rbft.evaluation.metrics import METRICS, Metrics, metrics_from_confusion
 from rbft.evaluation.paper import SMARTHOME_LABELS, PaperRow, paper_table
+from rbft.evaluation.probabilities import ProbabilityMetrics
 from rbft.evaluation.report_data import ReportData
 from rbft.evaluation.tables import (
     METRIC_TITLES,
@@ -56,7 +57,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "metric_titles": METRIC_TITLES,
         "modes": modes,
         "majority": majority,
-        "ranked": [(system.name, system.probabilities) for system in report.systems if system.probabilities is not None],
+        "ranked": _ranked(report),
         "slices": _slice_rows(report),
         "metric_plots": [(METRIC_TITLES[name], _metric_plot(report, majority, name)) for name in METRICS] if majority else [],
         "comparison_plots": [(METRIC_TITLES[name], _comparison_plot(report.comparisons, name)) for name in METRICS]
@@ -65,6 +66,20 @@ def _context(report: ReportData) -> dict[str, Any]:
         "curves": [(curve, loss_plot(curve)) for curve in report.curves],
         "paper_tables": [(table, [(row, _decoded(row)) for row in paper_table(table)]) for table in (1, 2)],
     }
+
+
+def _ranked(report: ReportData) -> list[tuple[str, ProbabilityMetrics, Metrics]]:
+    """(title, metrics of the probabilities, metrics of the answers), a calibrated system after the same without."""
+    rows = []
+    for system in report.systems:
+        if system.probabilities is not None:
+            rows.append((system_title(system.name), system.probabilities, system.likelihood))
+        if system.calibrated is not None:
+            fitted = system.calibrated.calibration
+            answered = "" if fitted.threshold is None else f", answered from {fitted.threshold:.3f}"
+            title = f"… calibrated: temperature {fitted.temperature:.3f}{answered}"
+            rows.append((title, system.calibrated.probabilities, system.calibrated.likelihood))
+    return rows
 
 
 def _slice_rows(report: ReportData) -> list[tuple[str, str, int, list[Metrics | None]]]:

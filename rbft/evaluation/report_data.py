@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from rbft.evaluation.baselines import baseline_predictions
+from rbft.evaluation.calibration import Calibration, apply_calibration
 from rbft.evaluation.compare import Comparison, compare_predictions
 from rbft.evaluation.curves import LossCurve
 from rbft.evaluation.metrics import Metrics, evaluate_predictions
@@ -26,6 +27,15 @@ UNLABELLED = "no label"
 
 
 @dataclass(frozen=True)
+class CalibratedResult:
+    """The same system with what was fitted on the validation split."""
+
+    calibration: Calibration
+    likelihood: Metrics
+    probabilities: ProbabilityMetrics
+
+
+@dataclass(frozen=True)
 class SystemResult:
     """One system's metrics, in both ways of reading its answer (readings, 12)."""
 
@@ -35,6 +45,8 @@ class SystemResult:
     """None where the system was not asked for text."""
     probabilities: ProbabilityMetrics | None = None
     """None where it gave none."""
+    calibrated: CalibratedResult | None = None
+    """None where nothing was calibrated."""
     slices: tuple[Slice, ...] = ()
     """By label likelihood: categories, durations, each only where the videos have them."""
 
@@ -111,13 +123,14 @@ def report_data(
     wall_s: Mapping[str, float] | None = None,
     versions: Mapping[str, str] | None = None,
     provenance: Mapping[str, str] | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
     durations_s: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> ReportData:
     """The report of a run: metrics of every system in the order of `predictions`, the main comparisons, and the strips of `sample_ids`.
 
     `rationales` are what stage 1 was trained on (for the statistics); `sample_rationales` maps the id of a shown video to its rationale;
-    `durations_s` maps ids to the seconds of their clips, for the slices.
+    `calibrations` maps systems to what was fitted for them; `durations_s` maps ids to the seconds of their clips, for the slices.
 
     Raises:
         DataError: predictions that cannot be evaluated or paired.
@@ -125,7 +138,7 @@ def report_data(
     tested = {row.id for rows in predictions.values() for row in rows}
     groups = {"category": category_groups(example for example in examples if example.id in tested)}
     groups["duration"] = duration_groups({id_: seconds for id_, seconds in (durations_s or {}).items() if id_ in tested})
-    systems = tuple(_result(name, rows, task, groups, seed) for name, rows in predictions.items())
+    systems = tuple(_result(name, rows, task, groups, (calibrations or {}).get(name), seed) for name, rows in predictions.items())
     comparisons = tuple(
         compare_predictions(predictions[MAIN_SYSTEM], predictions[baseline], task.labels, names=(MAIN_SYSTEM, baseline), seed=seed)
         for baseline in BASELINES
@@ -175,14 +188,31 @@ def rationale_statistics(rationales: Iterable[Rationale]) -> RationaleStatistics
     )
 
 
-def _result(name: str, rows: Sequence[Prediction], task: Task, groups: Mapping[str, Mapping[str, set[str]]], seed: int) -> SystemResult:
+def _result(
+    name: str,
+    rows: Sequence[Prediction],
+    task: Task,
+    groups: Mapping[str, Mapping[str, set[str]]],
+    calibration: Calibration | None,
+    seed: int,
+) -> SystemResult:
     asked_for_text = any(row.generated is not None for row in rows)
     return SystemResult(
         name=name,
         likelihood=evaluate_predictions(rows, task.labels, "likelihood", seed=seed),
         generate=evaluate_predictions(rows, task.labels, "generate", seed=seed) if asked_for_text else None,
         probabilities=evaluate_probabilities(rows, task.labels, seed=seed) if has_probabilities(rows) else None,
+        calibrated=_calibrated(rows, task, calibration, seed) if calibration and has_probabilities(rows) else None,
         slices=tuple(part for by, ids in groups.items() for part in slice_metrics(rows, task.labels, ids, by=by, seed=seed)),
+    )
+
+
+def _calibrated(rows: Sequence[Prediction], task: Task, calibration: Calibration, seed: int) -> CalibratedResult:
+    after = apply_calibration(rows, calibration)
+    return CalibratedResult(
+        calibration=calibration,
+        likelihood=evaluate_predictions(after, task.labels, "likelihood", seed=seed),
+        probabilities=evaluate_probabilities(after, task.labels, seed=seed),
     )
 
 
