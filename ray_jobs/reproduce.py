@@ -162,15 +162,15 @@ def _failures(run: Run) -> FailureAnalysis:
     return analyse_failures(*(read_predictions(run, name) for name in names), names=names, attributes=attributes)
 
 
-def read_attributes(path: str) -> dict[str, dict[str, str]]:
-    """Column -> id -> value of the table in `path`, of columns with few values; raises `ManifestError` if it has no column `id`."""
-    found: dict[str, dict[str, str]] = {}
+def read_attributes(path: str) -> dict[str, dict[str, set[str]]]:
+    """Column -> value -> ids of the table in `path`, of columns with few values; raises `ManifestError` if it has no column `id`."""
+    found: dict[str, dict[str, set[str]]] = {}
     for row in read_rows(Path(path)):
         id_ = row.required("id")
-        for name in row.cells.keys() - {"id"}:
+        for name in sorted(row.cells.keys() - {"id"}):
             if (value := row.text(name)) is not None:
-                found.setdefault(name, {})[id_] = value
-    return {name: values for name, values in sorted(found.items()) if len(set(values.values())) <= MAX_VALUES}
+                found.setdefault(name, {}).setdefault(value, set()).add(id_)
+    return {name: dict(sorted(values.items())) for name, values in found.items() if len(values) <= MAX_VALUES}
 
 
 def _write(runs: Sequence[Run], spec: TableSpec, table: PaperTable, analyses: Mapping[str, FailureAnalysis]) -> None:

@@ -97,12 +97,15 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, review, export, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, doctor."""
+    from rbft.evaluation.cli import register as register_predictions
+
     _add_init(subparsers)
     _add_validate(subparsers)
     _add_import(subparsers)
     _add_plan(subparsers)
     _add_review(subparsers)
+    register_predictions(subparsers, add_run_arguments)
     _add_export(subparsers)
     _add_doctor(subparsers)
 

@@ -139,7 +139,8 @@ def build_plan(config: RunConfig, gpu_memory_bytes: int | None = None) -> Plan:
     rationale = SampleTokens(_prompt_tokens(task.rationale_messages, contexts, adapter), video, config.generation.max_new_tokens)
     classify = SampleTokens(_prompt_tokens(task.question_messages, contexts, adapter), video, _answer_tokens(task.labels, adapter))
     engine, training = config.engine, config.training
-    asked = [example for example in examples or () if example.split == config.evaluation.split and example.label is not None]
+    scored = {config.evaluation.split, *(["validation"] if config.evaluation.calibrate else [])}
+    asked = [example for example in examples or () if example.split in scored and example.label is not None]
     steps: list[InferenceStep | TrainingStep] = []
     if config.evaluation.needs_rationales:
         writer, num_gpus = ("openai", 0.0) if config.teacher.server else ("vllm", engine.num_gpus)

@@ -29,6 +29,9 @@ class EvaluationConfig(Section):
     bootstrap_samples: int = Field(2000, ge=100)
     max_new_tokens: int = Field(16, gt=0)
     """For the "generate" mode (readings, 12)."""
+    calibrate: bool = False
+    """Whether the validation split is scored too, and a temperature and a threshold fitted on it; the report has both numbers, with and
+    without them (readings, 12). They change no prediction that is kept."""
     num_report_samples: int = Field(12, ge=0)
     attributes: str | None = None
     """A CSV, TSV, JSONL or Parquet file with a column `id` and others by whose values failures are counted, beside label and category."""
@@ -51,6 +54,12 @@ class EvaluationConfig(Section):
         names = [model.name for model in self.api_models]
         if len(set(names)) != len(names):
             raise ValueError(f"api_models must have distinct names; got {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _is_not_tested_on_what_it_is_calibrated_on(self) -> EvaluationConfig:
+        if self.calibrate and self.split == "validation":
+            raise ValueError("calibrate fits on the validation split, so that evaluation.split must be another; leave one of them out")
         return self
 
     @property

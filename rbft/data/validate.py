@@ -12,6 +12,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from rbft import storage
+from rbft.data.baselines import trivial_answers
 from rbft.data.locations import resolve_uri
 from rbft.data.manifest import find_problems, read_manifest
 from rbft.data.split import Leak, find_leaks, hash_videos
@@ -127,7 +128,7 @@ def validate_dataset(
 def trivial_baselines(examples: Sequence[Example], task: Task) -> tuple[Baseline, ...]:
     """Majority label, and each category's majority label where there are categories; none where no labelled video is left to measure on.
 
-    An unseen category gets the majority label; ties go to the task's earlier label.
+    As `rbft.data.baselines` has them.
     """
     labelled = [example for example in examples if example.label in task.labels]
     train = [example for example in labelled if example.split == "train"]
@@ -136,19 +137,11 @@ def trivial_baselines(examples: Sequence[Example], task: Task) -> tuple[Baseline
         train = test = labelled
     if not test:
         return ()
-    majority = _majority(train, task)
-    baselines = [Baseline(f"always {majority!r}", sum(example.label == majority for example in test), len(test))]
-    categories = {example.category for example in train if example.category is not None}
-    if categories:
-        by_category = {category: _majority([row for row in train if row.category == category], task) for category in categories}
-        num_right = sum(by_category.get(example.category or "", majority) == example.label for example in test)
-        baselines.append(Baseline("each category's majority label", num_right, len(test)))
-    return tuple(baselines)
-
-
-def _majority(examples: Sequence[Example], task: Task) -> str:
-    counts = Counter(example.label for example in examples)
-    return max(task.labels, key=lambda label: (counts[label], -task.labels.index(label)))
+    answers = trivial_answers(train, test, task.labels)
+    return tuple(
+        Baseline(name, sum(given == example.label for given, example in zip(answer, test, strict=True)), len(test))
+        for name, answer in answers.items()
+    )
 
 
 def _counts(examples: Sequence[Example], task: Task) -> dict[str, dict[str, int]]:

@@ -5,14 +5,15 @@ For each value of each attribute (label, category, whatever is known): how many 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy.stats import binomtest
-
 from rbft.errors import DataError
 from rbft.evaluation.metrics import Mode, answer
+from rbft.evaluation.significance import mcnemar_exact
+from rbft.evaluation.slices import category_groups
+from rbft.evaluation.tables import aligned
 from rbft.records import Example, Prediction
 
 
@@ -33,8 +34,7 @@ class PairedCounts:
     @property
     def p_value(self) -> float:
         """McNemar's exact test: two-sided, of as many videos going either way; 1 where none do."""
-        changed = self.only_system + self.only_baseline
-        return float(binomtest(self.only_system, changed).pvalue) if changed else 1.0
+        return mcnemar_exact(self.only_system, self.only_baseline)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FailureAnalysis:
     baseline: str
     overall: PairedCounts
     by_attribute: dict[str, dict[str, PairedCounts]]
-    """Attribute -> value -> counts, values in alphabetical order."""
+    """Attribute -> value -> counts."""
     only_system: tuple[str, ...]
     """Ids of the videos that only the system gets right."""
     only_baseline: tuple[str, ...]
@@ -61,11 +61,10 @@ def analyse_failures(
     baseline: Sequence[Prediction],
     *,
     names: tuple[str, str],
-    attributes: Mapping[str, Mapping[str, str]],
+    attributes: Mapping[str, Mapping[str, Collection[str]]],
     mode: Mode = "likelihood",
 ) -> FailureAnalysis:
-    """Compare `system` with `baseline`, called `names`, on the same ids. `attributes`: attribute -> id -> value; ids without one are left
-    out of it.
+    """Compare `system` with `baseline`, called `names`, on the same ids. `attributes`: attribute -> value -> ids, which may overlap.
 
     Raises `DataError` if the ids differ.
     """
@@ -77,8 +76,9 @@ def analyse_failures(
         )
     by_attribute = {
         name: {
-            value: _count(ours, theirs, [id_ for id_ in ours if values.get(id_) == value])
-            for value in sorted({value for id_, value in values.items() if id_ in ours})
+            value: _count(ours, theirs, [id_ for id_ in ours if id_ in ids])
+            for value, ids in values.items()
+            if not ours.keys().isdisjoint(ids)
         }
         for name, values in attributes.items()
     }
@@ -91,12 +91,13 @@ def analyse_failures(
     )
 
 
-def known_attributes(examples: Sequence[Example]) -> dict[str, dict[str, str]]:
-    """What manifests know of videos: label, and category where there is one. Several categories of one video are one value."""
-    return {
-        "label": {example.id: example.label for example in examples if example.label is not None},
-        "category": {example.id: example.category for example in examples if example.category is not None},
-    }
+def known_attributes(examples: Sequence[Example]) -> dict[str, dict[str, set[str]]]:
+    """What manifests know of videos, as `attributes`: label, and category where there is one."""
+    labels: dict[str, set[str]] = {}
+    for example in examples:
+        if example.label is not None:
+            labels.setdefault(example.label, set()).add(example.id)
+    return {"label": labels, "category": category_groups(examples)}
 
 
 def analysis_json(analysis: FailureAnalysis) -> dict[str, Any]:
@@ -112,8 +113,7 @@ def analysis_text(analysis: FailureAnalysis) -> str:
     """For a terminal."""
     header = ["", "videos", "both right", f"only {analysis.system}", f"only {analysis.baseline}", "both wrong", "McNemar p"]
     lines = [header, *(_line(title, counts) for title, counts in analysis.lines())]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(aligned(lines))
 
 
 def _line(name: str, counts: PairedCounts) -> list[str]:

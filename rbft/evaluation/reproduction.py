@@ -11,7 +11,7 @@ from typing import Any
 
 from rbft.evaluation.metrics import Metrics, metrics_from_confusion
 from rbft.evaluation.paper import SMARTHOME_LABELS, Flag, PaperRow, paper_table
-from rbft.evaluation.tables import interval, percent, system_title
+from rbft.evaluation.tables import aligned, interval, percent, system_title
 from rbft.systems import MASK_KINDS, behind_masks, split_masks
 
 BACKBONES = {"qwen2_vl": "Qwen2-VL-7B", "qwen2_5_vl": "Qwen2.5-VL-7B"}
@@ -152,9 +152,7 @@ def _notes(labels: Sequence[str]) -> tuple[str, ...]:
 def table_text(table: PaperTable) -> str:
     """For a terminal."""
     lines = [["", *table.columns, ""], *([row.name, *row.cells, row.note] for row in table.rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    drawn = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([table.title, "", *drawn, "", *table.notes])
+    return "\n".join([table.title, "", *aligned(lines), "", *table.notes])
 
 
 def table_json(table: PaperTable) -> dict[str, Any]:

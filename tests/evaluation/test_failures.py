@@ -20,7 +20,7 @@ def predictions(answers: list[str]) -> list[Prediction]:
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("ab"), st.sampled_from("xyz")), min_size=1, max_size=40))
 def test_counts_of_an_attribute_add_up_to_all(videos: list[tuple[str, str, str]]) -> None:
     ours, theirs, kinds = (list(each) for each in zip(*videos, strict=True))
-    attributes = {"kind": {f"v{i}": kind for i, kind in enumerate(kinds)}}
+    attributes = {"kind": {kind: {f"v{i}" for i, each in enumerate(kinds) if each == kind} for kind in "xyz"}}
     found = analyse_failures(predictions(ours), predictions(theirs)[::-1], names=("new", "old"), attributes=attributes)
     assert found.overall == PairedCounts(
         videos_like(videos, "a", "a"), videos_like(videos, "a", "b"), videos_like(videos, "b", "a"), videos_like(videos, "b", "b")

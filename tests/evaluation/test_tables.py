@@ -18,7 +18,7 @@ UNSURE = metrics_from_confusion([[40, 8, 20], [20, 100, 8]], LABELS)
 def test_the_table_is_aligned_and_every_number_has_its_interval() -> None:
     lines = table_text({"zero-shot": UNSURE, "rb-ft": RBFT}, {"rb-ft": UNSURE}).splitlines()
     assert [line.split("  ")[0] or line.split("  ")[1] for line in lines] == [
-        "by label likelihood", "Zero-shot", "RB-FT", "by generated text", "RB-FT", "baseline", 'always "abnormal"',
+        "by label likelihood", "Zero-shot", "RB-FT", "by generated text", "RB-FT", "baseline", "always 'abnormal'",
     ]  # fmt: skip
     assert "82.65 % [" in lines[2] and "81.89 % [" in lines[2] and lines[2].endswith("100.00 %")
     assert lines[1].endswith("85.71 %")
@@ -49,7 +49,17 @@ def test_the_summary_holds_what_a_reader_of_summary_json_expects() -> None:
 )
 def test_the_sentence_claims_no_more_than_the_interval(value: float, ends: tuple[float, float], sentence: str) -> None:
     differences = {"balanced_accuracy": Difference(value=value, ci95=ends)}
-    comparison = Comparison(system="rb-ft", baseline="direct-sft-2", mode="likelihood", num_clips=512, differences=differences)
+    comparison = Comparison(
+        system="rb-ft",
+        baseline="direct-sft-2",
+        mode="likelihood",
+        num_clips=512,
+        differences=differences,
+        mcnemar_p=1.0,
+        only_system=(),
+        only_baseline=(),
+        both_wrong=(),
+    )
     assert difference_sentence(comparison) == f"RB-FT − Direct-SFT (2 epochs): {sentence}"
 
 
