@@ -113,7 +113,7 @@ def test_a_second_run_sends_nothing_and_needs_no_key(
     evaluation.ask(examples, to="again")
     assert len(server.asked) == 4 and len(server.trials) == 1
     assert evaluation.predictions("again") == evaluation.predictions()
-    prices = {"price_per_million_input_tokens": 1.0, "price_per_million_output_tokens": 1.0}
+    prices: dict[str, Any] = {"price_per_million_input_tokens": 1.0, "price_per_million_output_tokens": 1.0}
     first, again = evaluation.usage(**prices), evaluation.usage("again", **prices)
     assert again["num_from_cache"] == 4 and again["new_cost_usd"] == 0
     assert again["cost_usd"] == first["cost_usd"] == first["new_cost_usd"] > 0
