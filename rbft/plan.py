@@ -426,7 +426,7 @@ def _inference_lines(step: InferenceStep, plan: Plan) -> list[str]:
     seen = None if step.num_videos is None else step.num_videos * step.num_passes
     systems = f" x {step.num_passes} systems" if step.num_passes > 1 else ""
     lines = [f"{_known(step.num_videos)} videos{systems}; {engines}, {_devices(step.num_engines, step.gpus_per_engine)}"]
-    if plan.shape is not None:
+    if plan.shape is not None and step.engine != "openai":
         width = 4 if plan.config.model.dtype == "float32" else 2
         lines[0] += f", weights {_size(plan.shape.num_parameters * width)} each"
     return [*lines, _tokens_line(step.tokens, seen)]

@@ -389,3 +389,44 @@ def test_further_seeds_are_others_than_the_runs_own(run_file: Path) -> None:
     assert load_config(run_file, ["training.seeds=[1,2]"]).training.seeds == (1, 2)
     for override in ("training.seeds=[0,1]", "training.seeds=[1,1]"):
         assert "training.seeds are further ones, all different, beside seed 0" in mistake(run_file, override)
+
+
+# API models
+
+
+def test_a_known_api_model_needs_its_name_only(run_file: Path) -> None:
+    config = load_config(run_file, ["evaluation.api_models=[gpt-4o, {name: gemini-2.5-pro, max_concurrency: 2, max_new_tokens: 512}]"])
+    gpt, gemini = config.evaluation.api_models
+    assert (gpt.url, gpt.model, gpt.api_key_env) == ("https://api.openai.com/v1", "gpt-4o", "OPENAI_API_KEY")
+    assert (gemini.url, gemini.api_key_env) == ("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY")
+    assert (gemini.max_concurrency, gemini.max_new_tokens) == (2, 512)
+    assert gpt.price_per_million_input_tokens is gemini.price_per_million_output_tokens is None
+    assert config.evaluation.all_systems[:3] == ("gpt-4o", "gemini-2.5-pro", "zero-shot")
+    assert config.api_cache == "runs/api-cache"
+    run_file.with_name("again.yaml").write_text(dump_config(config))
+    assert load_config(run_file.with_name("again.yaml")).evaluation == config.evaluation
+
+
+@pytest.mark.parametrize("name", ["gpt-4.1", "gpt-4o", "gpt-4o-mini", "gemini-2.5-flash", "gemini-2.5-pro"])
+def test_the_papers_api_models_are_known(run_file: Path, name: str) -> None:
+    (model,) = load_config(run_file, ["evaluation.systems=[]", f"evaluation.api_models=[{name}]"]).evaluation.api_models
+    assert model.model == name and model.url.startswith("https://")
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        ("[gpt-5-nano]", "'gpt-5-nano' is none of the models we know (gpt-4.1, "),
+        ("[{name: rb-ft, url: http://a/v1, model: m}]", "name 'rb-ft' is that of a system which is trained here"),
+        ("[gpt-4o, {name: gpt-4o, max_frames: 8}]", "api_models must have distinct names"),
+        ("[{name: gpt-4o, price_per_million_input_tokens: 1}]", "give both prices"),
+        ("[{name: gpt-4o, extra_body: {logprobs: true}}]", "set top_logprobs"),
+        (
+            "[{name: gpt-4o, api_key: sk-123}]",
+            "unknown key evaluation.api_models.0.api_key; did you mean evaluation.api_models.0.api_key_env",
+        ),
+        ("[{name: mine, url: http://a/v1}]", "evaluation.api_models.0.model is missing"),
+    ],
+)
+def test_an_api_model_that_cannot_be_meant_is_refused(run_file: Path, models: str, expected: str) -> None:
+    assert expected in mistake(run_file, f"evaluation.api_models={models}")

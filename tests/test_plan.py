@@ -298,3 +298,9 @@ def test_where_it_does_not_fit_the_plan_says_what_to_change_and_what_that_comes_
 
 def test_ranges_add_up() -> None:
     assert Range(1, 2) + Range(10, 20) == Range(11, 22)
+
+
+def test_rationales_that_a_server_writes_take_clients_and_no_gpu(repository: Path, manifest: Path, tiny_model: Path) -> None:
+    teacher = "teacher.server={url: http://127.0.0.1:9/v1, model: large}"
+    text = format_plan(build_plan(config_of(repository, manifest, tiny_model, teacher, "engine.num_actors=2", "engine.num_gpus=1")))
+    assert f"{NUM_TRAIN} videos; 2 clients, on CPU\n" in text

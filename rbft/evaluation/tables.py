@@ -22,6 +22,11 @@ SYSTEM_TITLES = {
     "rb-ft-label-first": "RB-FT, label then rationale",
     "rb-ft-label-last": "RB-FT, rationale then label",
     "rb-ft-unlabelled": "RB-FT, unlabelled videos too",
+    "gpt-4.1": "GPT-4.1",
+    "gpt-4o": "GPT-4o",
+    "gpt-4o-mini": "GPT-4o-mini",
+    "gemini-2.5-flash": "Gemini-2.5-Flash",
+    "gemini-2.5-pro": "Gemini-2.5-Pro",
 }
 METRIC_TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
 PROBABILITY_TITLES = {"auroc": "AUROC", "ece": "ECE", "log_loss": "log-loss", "brier": "Brier score"}
@@ -35,7 +40,7 @@ def system_title(system: str) -> str:
     try:
         meaning = parse_system(system)
     except ValueError:
-        return system
+        return SYSTEM_TITLES.get(system, system)
     title = SYSTEM_TITLES[meaning.family].format(own=meaning.own_percent)
     return f"{title}, {meaning.num_labels} labels" if meaning.num_labels else title
 

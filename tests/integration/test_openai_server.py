@@ -30,10 +30,11 @@ from rbft.engines.openai import OpenAIEngine
 from rbft.engines.openai_request import JPEG_QUALITY
 from rbft.engines.vllm import engine_arguments
 from rbft.errors import ConfigError, ModelServerRefusedError
+from rbft.evaluation.predictions import predictions_from_table
 from rbft.models.chat import ChatAdapter
-from rbft.records import Clip, rationale_schema
+from rbft.records import Clip, Prediction, prediction_schema, rationale_schema
 from rbft.video.decode import decode
-from tests.integration.conftest import NUM_TRAIN, Jobs, end_process_tree
+from tests.integration.conftest import NUM_TEST, NUM_TRAIN, Jobs, end_process_tree
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -181,3 +182,39 @@ def test_a_server_that_refuses_the_key_ends_the_job_with_a_clear_word(server: Op
     settings = json.dumps(server.model_dump(include={"url", "model", "api_key_env", "frames"}))
     output = asked.run("generate", "locked-out", f"teacher.server={settings}", expect=2)
     assert "check the key" in output and server.url in output and "Traceback" not in output
+
+
+def test_an_api_model_is_a_row_of_the_evaluation_and_paid_once(server: OpenAIServerConfig, jobs: Jobs) -> None:
+    """The same model asked over HTTP and run here, so that one answers what the other does, as far as JPEGs let it."""
+    model = server.model_dump(include={"url", "model", "api_key_env", "frames"}) | {"name": "over-http", "top_logprobs": 20}
+    model |= {"price_per_million_input_tokens": 2.0, "price_per_million_output_tokens": 8.0}
+    setting = f"evaluation.api_models={json.dumps([model])}"
+    asked = Jobs(jobs.repository, jobs.output_dir, jobs.manifest, jobs.environment | {"RAY_ADDRESS": "", "TEACHER_KEY": "sesame"})
+    asked.run("evaluate", "by-api", setting, 'evaluation.systems=["zero-shot"]')
+
+    def predictions(run: str, system: str) -> dict[str, Prediction]:
+        (folder,) = (jobs.run_dir(run) / "evaluation" / system).iterdir()
+        table = rows.read_finished(str(folder), "predictions", prediction_schema())
+        return {row.id: row for row in predictions_from_table(table, str(folder))}
+
+    there, here = predictions("by-api", "over-http"), predictions("by-api", "zero-shot")
+    assert len(there) == NUM_TEST and there.keys() == here.keys() and all(row.error_code is None for row in there.values())
+    assert sum(there[id_].generated == here[id_].generated for id_ in here) >= 0.85 * NUM_TEST
+    told = [id_ for id_ in here if there[id_].probabilities]
+    assert len(told) >= 0.85 * NUM_TEST
+    apart = [abs(there[id_].probabilities[label] - share) for id_ in told for label, share in here[id_].probabilities.items()]
+    assert np.median(apart) < 0.02
+    (usage,) = (json.loads(path.read_text()) for path in (jobs.run_dir("by-api") / "evaluation" / "over-http").glob("*/usage.json"))
+    assert usage["num_videos"] == NUM_TEST and usage["num_input_tokens"] > 40 * NUM_TEST and usage["num_output_tokens"] >= 2 * NUM_TEST
+    assert usage["cost_usd"] == pytest.approx((2 * usage["num_input_tokens"] + 8 * usage["num_output_tokens"]) / 1e6, abs=1e-6)
+
+    # Another run, without systems of its own, with a key that the server would refuse: it has nothing to ask.
+    locked_out = replace(asked, environment=asked.environment | {"TEACHER_KEY": "wrong"})
+    locked_out.run("pipeline", "by-api-again", setting, "evaluation.systems=[]")
+    assert predictions("by-api-again", "over-http") == there
+    summary = json.loads((jobs.run_dir("by-api-again") / "summary.json").read_text())
+    assert set(summary["systems"]) == {"over-http"}
+    report = (jobs.run_dir("by-api-again") / "report.html").read_text()
+    assert "over-http" in report and "API models" in report and "sesame" not in report
+    for path in jobs.output_dir.rglob("*"):
+        assert not path.is_file() or b"sesame" not in path.read_bytes(), path
