@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rbft.errors import DataError
 from rbft.evaluation.metrics import METRICS, NUM_RESAMPLES, Interval, Mode, answer, answer_indices, interval95, score_confusions
-from rbft.evaluation.probabilities import draw_counts, probability_matrix, score_probabilities
+from rbft.evaluation.probabilities import WITH_INTERVALS, probability_matrix, resample_probabilities
 from rbft.evaluation.significance import mcnemar_exact, paired_confusions, permutation_p_values
 from rbft.records import Prediction
 
@@ -51,7 +51,7 @@ class Comparison(BaseModel):
     both_wrong: tuple[str, ...]
     """Ids of the clips on which they gave different answers that are both wrong, sorted."""
     probability_differences: dict[str, Difference] = {}
-    """Metric of `PROBABILITY_METRICS` -> difference, on the clips for which both have probabilities; empty where there are none."""
+    """Metric of `WITH_INTERVALS` of the probabilities -> difference, on the clips for which both have some; empty where there are none."""
 
 
 def compare_predictions(
@@ -112,11 +112,11 @@ def _probability_differences(
     both = {row.id for row in system if row.probabilities} & {row.id for row in baseline if row.probabilities}
     if not both:
         return {}
-    counts = draw_counts(len(both), seed)  # the same draws for both
     first, second = (
-        score_probabilities(*probability_matrix([row for row in rows if row.id in both], labels)[:2], counts) for rows in (system, baseline)
+        resample_probabilities(*probability_matrix([row for row in rows if row.id in both], labels)[:2], seed)
+        for rows in (system, baseline)
     )
-    deltas = {name: first[name] - second[name] for name in first}
+    deltas = {name: first[name] - second[name] for name in WITH_INTERVALS}
     defined = {name: delta[1:][np.isfinite(delta[1:])] for name, delta in deltas.items()}
     return {
         name: Difference(value=float(deltas[name][0]), ci95=interval95(draws))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rbft import artifacts, rows, storage
@@ -21,7 +22,7 @@ _KEY = "imported"
 def add_to_run(run_dir: str, name: str, predictions: list[Prediction], source: Path) -> str:
     """Keep `predictions`, read from `source`, as the system `name` of the run in `run_dir`; the folder they are in.
 
-    The same file again finds them there; another one under the same name takes their place.
+    The same predictions again are found there; others under the same name take their place.
 
     Raises:
         DataError: `name` is that of a system which a run makes itself, or no plain word.
@@ -32,14 +33,12 @@ def add_to_run(run_dir: str, name: str, predictions: list[Prediction], source: P
     layout = RunLayout(run_dir)
     if not storage.exists(layout.run_json):
         raise ArtifactError(f"{run_dir}: no run there yet; evaluate it first with the same --config")
-    fingerprint = artifacts.fingerprint(
-        {"kind": "imported", "sha256": artifacts.file_sha256(source), "ids": [row.id for row in predictions]}
-    )
+    fingerprint = artifacts.fingerprint({"kind": "imported", "predictions": [asdict(row) for row in predictions]})
     folder = layout.evaluation(name, fingerprint)
     with Lease(run_dir, f"rbft predictions import --name {name}"):
         if not artifacts.is_complete(folder, fingerprint):
             rows.write_part(folder, predictions_table(predictions))
-            lineage = {"system": name, "imported_from": source.name}
+            lineage = {"system": name, "imported_from": source.name, "sha256": artifacts.file_sha256(source)}
             rows.finish(folder, "predictions", prediction_schema(), [row.id for row in predictions], fingerprint, lineage)
         facts = storage.read_json(layout.run_json)
         facts.setdefault("artifacts", {})[f"evaluation/{name}"] = folder

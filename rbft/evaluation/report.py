@@ -15,6 +15,7 @@ from rbft.evaluation.figures import IntervalRow, frame_images, interval_plot, lo
 from rbft.evaluation.metrics import METRICS, Metrics, metrics_from_confusion
 from rbft.evaluation.paper import SMARTHOME_LABELS, PaperRow, paper_table
 from rbft.evaluation.probabilities import ProbabilityMetrics
+from rbft.evaluation.reliability import reliability_plot
 from rbft.evaluation.report_data import ReportData
 from rbft.evaluation.tables import (
     METRIC_TITLES,
@@ -60,6 +61,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "by_text": any(system.likelihood is None for system in report.systems),
         "majority": majority,
         "ranked": _ranked(report),
+        "reliability": [(title, reliability_plot(found, description=f"reliability of {title}")) for title, found, _ in _ranked(report)],
         "slices": _slice_rows(report),
         "metric_plots": [(METRIC_TITLES[name], _metric_plot(report, majority, name)) for name in METRICS] if majority else [],
         "comparison_plots": [(METRIC_TITLES[name], _comparison_plot(report.comparisons, name)) for name in METRICS]

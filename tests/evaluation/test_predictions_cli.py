@@ -123,6 +123,9 @@ def test_predictions_made_elsewhere_join_the_run_once(run: Path, tmp_path: Path,
     assert artifacts.is_complete(folder) and facts["artifacts"]["evaluation/videomae"] == folder
     assert cli.main(command) == 0
     assert storage.read_json(RunLayout(str(run)).run_json) == facts
+    answers.write_text(answers.read_text().replace("predicted", "answer"))
+    assert cli.main([*command, "--answer-column", "answer"]) == 0
+    assert storage.read_json(RunLayout(str(run)).run_json) == facts  # another file that says the same
     capsys.readouterr()
     assert cli.main(["compare", f"{run}/rb-ft", f"{run}/videomae"]) == 0
     assert "only videomae is right: 4" in capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,13 +13,14 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from rbft.errors import DataError
 from rbft.evaluation.probabilities import (
     PROBABILITY_METRICS,
+    WITH_INTERVALS,
     ProbabilityMetrics,
-    draw_counts,
     evaluate_probabilities,
     probability_matrix,
-    score_probabilities,
+    resample_probabilities,
     weighted_auroc,
 )
+from rbft.evaluation.reliability import reliability_plot
 from rbft.records import Prediction
 
 LABELS = ("normal", "offensive", "hateful")
@@ -77,15 +80,15 @@ def test_the_intervals_have_the_spread_of_a_bootstrap_that_draws_clips_one_by_on
     found = evaluate_probabilities(predictions, LABELS[:2])
     assert found.ci95["auroc"] == pytest.approx(tuple(np.quantile(aurocs, (0.025, 0.975))), abs=0.015)
     assert found.ci95["log_loss"] == pytest.approx(tuple(np.quantile(losses, (0.025, 0.975))), abs=0.03)
-    assert set(found.ci95) == set(PROBABILITY_METRICS)
+    assert set(found.ci95) == set(WITH_INTERVALS)
 
 
 def test_resamples_in_batches_are_those_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares, truth, ids = probability_matrix(_predictions(2), LABELS)
-    counts = draw_counts(len(ids), 0)
-    whole = score_probabilities(shares, truth, counts)
+    shares, truth, _ = probability_matrix(_predictions(2), LABELS)
+    whole = resample_probabilities(shares, truth, 0)
     monkeypatch.setattr("rbft.evaluation.probabilities._CELLS_AT_ONCE", 1_000)
-    parts = score_probabilities(shares, truth, counts)
+    parts = resample_probabilities(shares, truth, 0)
+    assert len(whole["auroc"]) == len(parts["auroc"]) == 2001
     assert all(np.allclose(whole[name], parts[name], equal_nan=True) for name in PROBABILITY_METRICS)
 
 
@@ -146,3 +149,12 @@ def test_a_test_set_of_one_label_has_no_auroc_but_the_rest() -> None:
 def test_what_are_no_probabilities_is_refused_with_the_id(probabilities: dict[str, float], says: str) -> None:
     with pytest.raises(DataError, match=says):
         evaluate_probabilities([Prediction("x", "normal", "normal", probabilities)], LABELS[:2])
+
+
+def test_the_reliability_plot_has_a_dot_a_filled_bin_where_confidence_and_accuracy_say() -> None:
+    found = evaluate_probabilities(_predictions(6), LABELS)
+    plot = ElementTree.fromstring(reliability_plot(found, description='of "<a>"', size=252))  # 200 units for 0 to 1, from (40, 212)
+    dots = [(float(dot.get("cx", "")), float(dot.get("cy", ""))) for dot in plot.iter("circle")]
+    expected = [(40 + 200 * each.confidence, 212 - 200 * each.accuracy) for each in found.bins if each.num_clips]
+    assert np.allclose(dots, expected, atol=0.06)
+    assert plot.get("aria-label") == 'of "<a>"'
