@@ -24,7 +24,7 @@ from rbft.records import SPLITS, Example, VideoSpec
 from rbft.systems import System, parse_systems
 from rbft.task import Message
 from rbft.training.memory import Remedy, SampleSize, TrainingMemory, remedies, training_memory
-from rbft.video.sampling import fit_size, sample_times
+from rbft.video.sampling import fit_size, sample_times, video_tokens
 
 if TYPE_CHECKING:
     from rbft.models.chat import ChatAdapter
@@ -174,11 +174,6 @@ def build_plan(config: RunConfig, gpu_memory_bytes: int | None = None) -> Plan:
             "error row; lower video.max_frames or video.max_pixels, or raise it"
         )
     return Plan(config, counts, shape, video_source, tuple(steps), tuple(notes), gpu_memory_bytes)
-
-
-def video_tokens(num_frames: int, height: int, width: int, side: int, temporal_patch_size: int) -> int:
-    """T/2 x H/28 x W/28 for Qwen2-VL and Qwen2.5-VL: one token a `side` x `side` square of `temporal_patch_size` frames."""
-    return num_frames // temporal_patch_size * (height // side) * (width // side)
 
 
 def _read_examples(config: RunConfig, notes: list[str]) -> list[Example] | None:

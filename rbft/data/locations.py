@@ -63,7 +63,9 @@ class VideosByName:
     def __init__(self, root: str | Path) -> None:
         self.root = root
         self._by_stem: dict[str, list[str]] = {}
-        for relative, location in list_videos(root).items():
+        found = list_videos(root)
+        self.locations = frozenset(found.values())
+        for relative, location in found.items():
             self._by_stem.setdefault(PurePosixPath(relative).stem, []).append(location)
 
     def __contains__(self, id: str) -> bool:
