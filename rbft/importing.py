@@ -59,9 +59,10 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
     """Add the formats that `rbft import` takes without a run file, each of which sets `read_format`."""
     formats = parser.add_subparsers(title="formats, without a run file", metavar="FORMAT")
     smarthome = _add_format(formats, "smarthome", "SmartHome-Bench as published", import_smarthome)
-    smarthome.add_argument("annotations", help="the folder with the published CSV files, or the annotation file among them")
+    smarthome.add_argument("annotations", help="the published repository, its Videos folder or the annotation file")
+    smarthome.add_argument("--no-trims", action="store_true", help="the videos are cut already, e.g. by the dataset's own script")
     multihateclip = _add_format(formats, "multihateclip", "MultiHateClip as published", import_multihateclip)
-    multihateclip.add_argument("annotations", help="the folder with train.tsv, valid.tsv and test.tsv")
+    multihateclip.add_argument("annotations", help="English_data of the published repository, or a folder with the three TSV files")
     multihateclip.add_argument("--with-text", action="store_true", help="put title and transcript (text.json) before the prompt")
     llava = _add_format(formats, "llava", "LLaVA-style JSON: id, video, conversations", import_llava)
     llava.add_argument("files", nargs="+", metavar="[SPLIT=]FILE", help="JSON or JSONL; of a split, e.g. train=a.json test=b.json")
@@ -110,7 +111,8 @@ def import_smarthome(arguments: argparse.Namespace) -> Imported:
     task = load_task(arguments.task)
     folder = Path(arguments.annotations)
     videos = arguments.videos or str(folder.parent if folder.is_file() else folder)
-    return _import_format(arguments, "smarthome", read_smarthome(folder, task, video_root=videos), task, videos)
+    reading = read_smarthome(folder, task, video_root=videos, with_trims=not arguments.no_trims)
+    return _import_format(arguments, "smarthome", reading, task, videos)
 
 
 def import_multihateclip(arguments: argparse.Namespace) -> Imported:

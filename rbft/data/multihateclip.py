@@ -6,6 +6,7 @@ Read: `train.tsv`, `valid.tsv`, `test.tsv` and, where asked for, `text.json` (ti
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ TEXT_FILE = "text.json"
 
 
 def read_multihateclip(folder: str | Path, task: Task, *, video_root: str | Path | None = None, with_text: bool = False) -> Reading:
-    """The rows of the three TSVs in `folder`, each with its split; videos are found by id below `video_root` (default `folder`).
+    """The rows of the three TSVs in `folder` or its `annotation/`, each with its split; videos are found by id below `video_root`
+    (default `folder`).
 
     An id in two splits (as published, one test video is in train as well) stays in the one held out more strictly. `with_text` makes
     title and transcript, whichever there are, the `context`. Raises `ManifestError` with the file and line.
@@ -31,7 +33,8 @@ def read_multihateclip(folder: str | Path, task: Task, *, video_root: str | Path
     folder = Path(folder)
     videos = VideosByName(folder if video_root is None else video_root)
     texts = _read_texts(folder / TEXT_FILE) if with_text else {}
-    rows_by_split = {split: _read_split(folder / name) for split, name in SPLIT_FILES.items()}
+    tables = next((each for each in (folder, folder / "annotation") if (each / SPLIT_FILES["train"]).is_file()), folder)
+    rows_by_split = {split: _read_split(tables / name) for split, name in SPLIT_FILES.items()}
     split_by_id = {id: split for split in reversed(HELD_OUT_FIRST) for id in rows_by_split[split]}
     examples, left_out = [], []
     for split, rows in rows_by_split.items():
@@ -74,6 +77,7 @@ def _read_texts(path: Path) -> dict[str, str]:
     for id, entry in content.items():
         fields = entry if isinstance(entry, dict) else {}
         named = {"Title": text_of(fields.get("title")), "Transcript": text_of(fields.get("transcript"))}
-        if lines := [f"{name}: {text}" for name, text in named.items() if text]:
+        # Titles came from a web API, apostrophes as &#39;.
+        if lines := [f"{name}: {html.unescape(text)}" for name, text in named.items() if text]:
             texts[id] = "\n".join(lines)
     return texts

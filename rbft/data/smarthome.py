@@ -1,7 +1,8 @@
 """SmartHome (SmartHome-Bench): 1,203 clips of home cameras, normal or abnormal, with a person's description and reasoning.
 
 Read: `Annotation_vad_1203.csv` or `Video_Annotation.csv` (the same rows; the label column is named differently), `Trim_video_label.csv` and
-`Video_url.csv`, the last two where present. Facts about them: readings, 16-18 and "The two datasets". Not covered: downloading.
+`Video_url.csv`, the last two where present; all in one folder, or where the published repository has them. Facts about them: readings,
+16-18 and "The two datasets". Not covered: downloading.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from rbft.task import Task
 
 ANNOTATION_FILES = ("Annotation_vad_1203.csv", "Video_Annotation.csv")
 TRIM_FILE = "Trim_video_label.csv"
+FOLDERS, TRIM_FOLDERS = ("", "Videos"), ("", "Trim_Videos")
+"""Where the published repository has them: below its root, and below the annotations."""
 URL_FILE = "Video_url.csv"
 PRIVATE_URL = "privacy url"
 _LABEL_COLUMNS = ("Label", "Anomaly Tag")
 _TEXT_COLUMNS = ("Video Description", "Reasoning behind Normality/Anomalies")
 
 
-def read_smarthome(annotations: str | Path, task: Task, *, video_root: str | Path | None = None) -> Reading:
+def read_smarthome(annotations: str | Path, task: Task, *, video_root: str | Path | None = None, with_trims: bool = True) -> Reading:
     """The rows of the annotation file `annotations`, or of the one in the folder `annotations`, in file order.
 
-    Trims and URLs are read from beside it. Videos are found by title below `video_root` (default: the annotations' folder).
-    `human_text` is description and reasoning, a paragraph each. `end_s` is negative where the last seconds are dropped: seconds from the
-    end, since the annotations do not know a clip's duration. A video whose URL is private is left out unless its file is there.
+    Trims and URLs are read from beside it; without `with_trims`, the files are taken to be cut already. Videos are found by title below
+    `video_root` (default: the annotations' folder). `human_text` is description and reasoning, a paragraph each. `end_s` is negative where
+    the last seconds are dropped: seconds from the end, since the annotations do not know a clip's duration. A video whose URL is private
+    is left out unless its file is there.
     Raises `ManifestError` with the file and line.
     """
     path = _annotation_file(Path(annotations))
@@ -42,8 +46,9 @@ def read_smarthome(annotations: str | Path, task: Task, *, video_root: str | Pat
     if label_column is None or missing:
         lacking = missing or [" or ".join(_LABEL_COLUMNS)]
         raise ManifestError(f"{path}: lacks the column(s) {', '.join(lacking)}; take the file as published")
-    trim_file = path.parent / TRIM_FILE
-    trims, private = _read_trims(trim_file), _read_private(path.parent / URL_FILE)
+    trim_file = next((file for folder in TRIM_FOLDERS if (file := path.parent / folder / TRIM_FILE).is_file()), None)
+    trims = _read_trims(trim_file) if trim_file and with_trims else {}
+    private = _read_private(path.parent / URL_FILE)
     examples, left_out, rewritten = [], [], Counter[tuple[str, str]]()
     for row in read_rows(path):
         id = row.required("Title")
@@ -61,33 +66,34 @@ def read_smarthome(annotations: str | Path, task: Task, *, video_root: str | Pat
     read = {entry.id for entry in examples} | {entry.example.id for entry in left_out}
     if strangers := sorted(set(trims) - read):
         raise ManifestError(f"{trim_file}: {strangers[0]!r} is not in {path.name}; take both from the same release")
-    notes = [f"{count} videos labelled {written!r} count as {label}." for (written, label), count in rewritten.items()]
-    return Reading(tuple(examples), tuple(left_out), (*notes, _trim_note(trims)))
+    notes = [f"Labelled {written!r}, counted as {label}: {count}." for (written, label), count in rewritten.items()]
+    if with_trims:
+        notes.append(_trim_note(trims) if trim_file else f"There is no {TRIM_FILE}: every video is used whole.")
+    return Reading(tuple(examples), tuple(left_out), tuple(notes))
 
 
 def _trim_note(trims: Mapping[str, tuple[float | None, float | None]]) -> str:
     num_starts, num_ends = (sum(trim[side] is not None for trim in trims.values()) for side in (0, 1))
-    if not trims:
-        return f"There is no {TRIM_FILE}: every video is used whole."
     return (
-        f"{TRIM_FILE} has {len(trims)} rows: {num_ends} drop a video's last seconds, {num_starts} its first, "
-        f"{len(trims) - num_starts - num_ends} keep it whole; videos without a row are used whole."
+        f"{TRIM_FILE}: {len(trims)} rows (last seconds dropped: {num_ends}, first seconds dropped: {num_starts}, "
+        f"kept whole: {len(trims) - num_starts - num_ends}); videos without a row are used whole."
     )
 
 
 def _annotation_file(path: Path) -> Path:
     if path.is_file():
         return path
-    for name in ANNOTATION_FILES:
-        if (path / name).is_file():
-            return path / name
+    for folder in FOLDERS:
+        for name in ANNOTATION_FILES:
+            if (file := path / folder / name).is_file():
+                return file
     raise ManifestError(f"{path}: holds neither {' nor '.join(ANNOTATION_FILES)}; name the folder with the SmartHome annotation files")
 
 
 def _read_trims(path: Path) -> dict[str, tuple[float | None, float | None]]:
     """Title -> (start_s, end_s). `Time` n > 0 drops the last n seconds, n < 0 the first -n, 0 keeps the whole (readings, 18)."""
     trims: dict[str, tuple[float | None, float | None]] = {}
-    for row in read_rows(path) if path.is_file() else ():
+    for row in read_rows(path):
         id, time_s = row.required("Title"), row.number("Time")
         if time_s is None:
             raise ManifestError(f"{row.where}: column 'Time' is empty; write 0 to keep the whole video")

@@ -37,8 +37,8 @@ def test_smarthome_rows_become_examples(fixtures, task, tmp_path):
     validate_examples(examples, task)
     assert [(left.example.id, left.example.label, left.reason) for left in reading.left_out] == [("smartbench_0004", "normal", PRIVATE)]
     assert reading.notes == (
-        "1 videos labelled 'Vague Abnormal' count as abnormal.",
-        "Trim_video_label.csv has 3 rows: 1 drop a video's last seconds, 1 its first, 1 keep it whole; "
+        "Labelled 'Vague Abnormal', counted as abnormal: 1.",
+        "Trim_video_label.csv: 3 rows (last seconds dropped: 1, first seconds dropped: 1, kept whole: 1); "
         "videos without a row are used whole.",
     )
 
@@ -115,7 +115,7 @@ def test_multihateclip_rows_become_examples_with_the_published_split(fixtures, h
         "aaaaaaaaaa4": None,
         "bbbbbbbbbb1": None,
         "bbbbbbbbbb2": None,
-        "cccccccccc1": "Title: A bus goes by",
+        "cccccccccc1": "Title: A bus goes by, doesn't it?",
         "ccccccccc_2": None,
         "cccccccccc3": None,
     }

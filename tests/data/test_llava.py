@@ -99,7 +99,10 @@ def test_the_same_id_in_two_splits_stays_two_rows_for_the_check_of_leaks(task: T
     [
         ([], r"x\.json: has no records"),
         (["a"], r"record 1: is a str, not an object"),
-        ([record("a", "normal"), {"id": "b", "image": "b.png", "conversations": []}], r"record 2 \(id 'b'\): has no video \(it has id, image"),
+        (
+            [record("a", "normal"), {"id": "b", "image": "b.png", "conversations": []}],
+            r"record 2 \(id 'b'\): has no video \(it has id, image",
+        ),
         ([record("a", "normal", ["a.mp4", "b.mp4"])], r"record 1 \(id 'a'\): has no video"),
         ([{"id": "a", "video": "a.mp4"}], r"record 1 \(id 'a'\): has no conversations"),
         ([{**record("a", "x"), "conversations": [{"from": "bot", "value": "x"}]}], r"record 1 \(id 'a'\): turn 1 is not"),

@@ -31,8 +31,8 @@ def test_smarthome_has_1203_rows_91_of_them_vague_180_private_and_407_trims(name
     assert Counter((left.example.label, left.reason) for left in reading.left_out) == {("normal", PRIVATE): 176, ("abnormal", PRIVATE): 4}
     assert Counter(row.label for row in reading.examples) == {"normal": 378, "abnormal": 645}
     vague, trims = reading.notes
-    assert vague == "91 videos labelled 'Vague Abnormal' count as abnormal."
-    assert trims.startswith("Trim_video_label.csv has 407 rows: 379 drop a video's last seconds, 23 its first, 5 keep it whole")
+    assert vague == "Labelled 'Vague Abnormal', counted as abnormal: 91."
+    assert trims.startswith("Trim_video_label.csv: 407 rows (last seconds dropped: 379, first seconds dropped: 23, kept whole: 5)")
     assert sum(row.end_s is not None and row.end_s < 0 for row in rows) == 379
     assert sum(row.start_s is not None and row.start_s > 0 for row in rows) == 23
     assert all(row.human_text and row.category for row in rows)
