@@ -39,7 +39,7 @@ def test_what_cannot_be_used_is_told_with_its_code(tmp_path: Path) -> None:
             Example("cut away", str(good), end_s=-20.0),
         ]
     )
-    assert survey.facts == {"good": VideoFacts(pytest.approx(4.0), 4, 8)}
+    assert survey.facts == {"good": VideoFacts(4.0, 4, 8)}
     assert {id: why.split(":")[0] for id, why in survey.unusable.items()} == {
         "empty": "video_empty", "gone": "video_missing", "cut away": "video_trim",
     }  # fmt: skip
