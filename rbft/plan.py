@@ -24,7 +24,7 @@ from rbft.records import SPLITS, Example, VideoSpec
 from rbft.systems import System, parse_systems
 from rbft.task import Message
 from rbft.training.memory import Remedy, SampleSize, TrainingMemory, remedies, training_memory
-from rbft.video.sampling import fit_size, sample_times
+from rbft.video.sampling import fit_size, sample_times, video_tokens
 
 if TYPE_CHECKING:
     from rbft.models.chat import ChatAdapter
@@ -185,11 +185,6 @@ def _sent(model: APIModelConfig, num_videos: int | None, max_frames: int) -> str
         f"evaluate {model.name}: up to {most} frames of each of {_known(num_videos)} videos, the question and the videos' context go to "
         f"{model.url}; what that costs depends on its provider (docs/baselines.md)"
     )
-
-
-def video_tokens(num_frames: int, height: int, width: int, side: int, temporal_patch_size: int) -> int:
-    """T/2 x H/28 x W/28 for Qwen2-VL and Qwen2.5-VL: one token a `side` x `side` square of `temporal_patch_size` frames."""
-    return num_frames // temporal_patch_size * (height // side) * (width // side)
 
 
 def _read_examples(config: RunConfig, notes: list[str]) -> list[Example] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,9 @@ from rbft.data.baselines import trivial_answers
 from rbft.data.locations import resolve_uri
 from rbft.data.manifest import find_problems, read_manifest
 from rbft.data.split import Leak, find_leaks, hash_videos
-from rbft.errors import ArtifactError, VideoError
-from rbft.records import SPLITS, Example, VideoSpec
+from rbft.data.survey import survey_videos
+from rbft.errors import ArtifactError
+from rbft.records import SPLITS, Example
 from rbft.task import Task
 
 NO_SPLIT = "(no split)"
@@ -105,7 +105,7 @@ def validate_dataset(
     # Compared as locations: two rows may write the path of one file differently.
     examples = [replace(example, uri=resolve_uri(example.uri, base)) if example.uri.strip() else example for example in examples]
     problems = find_problems(examples, task, require_labels=require_labels)
-    missing = _missing(examples)
+    missing = missing_videos(examples)
     if examples and len(missing) == len(examples):
         problems.append(f"none of the {len(examples)} videos has a file, e.g. {next(iter(missing.values()))}; check video_root")
     present = [example for example in examples if example.id not in missing and example.uri.strip()]
@@ -118,9 +118,9 @@ def validate_dataset(
         counts=_counts(examples, task),
         problems=tuple(problems),
         leaks=tuple(find_leaks(examples)),
-        copies=_copies(examples),
+        copies=identical_files(examples),
         missing=missing,
-        unusable=_try(present) if probe_videos else {},
+        unusable=survey_videos(present).unusable if probe_videos else {},
         baselines=trivial_baselines(examples, task),
     )
 
@@ -153,7 +153,9 @@ def _counts(examples: Sequence[Example], task: Task) -> dict[str, dict[str, int]
     return {split: {label: counts[split][label] for label in labels if label in task.labels or counts[split][label]} for split in splits}
 
 
-def _missing(examples: Sequence[Example]) -> dict[str, str]:
+def missing_videos(examples: Sequence[Example]) -> dict[str, str]:
+    """Id -> location of the `examples` whose location holds no file."""
+
     def is_file(location: str) -> bool:
         try:
             where, path = storage.filesystem(location)
@@ -166,31 +168,13 @@ def _missing(examples: Sequence[Example]) -> dict[str, str]:
         return {example.id: example.uri for example, is_there in zip(examples, found, strict=True) if not is_there}
 
 
-def _copies(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
+def identical_files(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
+    """The groups of ids, each within one split, whose files hold the same bytes, where `sha256` is known."""
     groups: dict[tuple[str | None, str], dict[str, None]] = {}
     for example in examples:
         if example.sha256 is not None:
             groups.setdefault((example.split, example.sha256), {})[example.id] = None
     return tuple(tuple(ids) for ids in groups.values() if len(ids) > 1)
-
-
-def _try(examples: Sequence[Example]) -> dict[str, str]:
-    """Decode a little of every video, each in a child process with a deadline: a file that hangs a decoder must not hang us."""
-    from rbft.video.pool import DecodePool
-
-    spec = VideoSpec(fps=0.1, min_frames=2, max_frames=2, max_pixels=28 * 28)
-    num_workers = os.cpu_count() or 1
-    with DecodePool(num_workers) as pool, ThreadPoolExecutor(num_workers) as threads:
-
-        def why_not(example: Example) -> str | None:
-            try:
-                pool.decode(example.uri, spec, example.start_s, example.end_s)
-            except VideoError as error:
-                return f"{error.code}: {error}"
-            return None
-
-        answers = threads.map(why_not, examples)
-        return {example.id: why for example, why in zip(examples, answers, strict=True) if why is not None}
 
 
 def _folder_of(manifest: str | Path) -> str:
