@@ -49,9 +49,7 @@ class DataConfig(Section):
         if self.columns and not self.annotations:
             raise ValueError("columns says how to read annotations, and none are given; remove it or give annotations")
         if self.with_text and not self.multihateclip:
-            raise ValueError(
-                "with_text is about multihateclip, which is not given; remove it"
-            )
+            raise ValueError("with_text is about multihateclip, which is not given; remove it")
         if self.folder and self.video_root:
             raise ValueError("video_root has no meaning beside folder, whose videos lie below it; remove one of them")
         unknown = sorted(set(self.fractions) - set(SPLITS))
