@@ -26,7 +26,6 @@ class EvaluationConfig(Section):
     split: Literal["train", "validation", "test"] = "test"
     engine: Literal["vllm", "hf"] = "vllm"
     """What scores: vLLM, or plain transformers (quicker to start; the same numbers to 2e-3)."""
-    bootstrap_samples: int = Field(2000, ge=100)
     max_new_tokens: int = Field(16, gt=0)
     """For the "generate" mode (readings, 12)."""
     calibrate: bool = False

@@ -11,11 +11,11 @@ from pathlib import Path
 from pyarrow import fs
 
 from rbft import storage
-from rbft.data.baselines import trivial_answers
 from rbft.data.locations import resolve_uri
 from rbft.data.manifest import find_problems, read_manifest
 from rbft.data.split import Leak, find_leaks, hash_videos
 from rbft.data.survey import survey_videos
+from rbft.data.trivial import trivial_answers
 from rbft.errors import ArtifactError
 from rbft.records import SPLITS, Example
 from rbft.task import Task
@@ -128,7 +128,7 @@ def validate_dataset(
 def trivial_baselines(examples: Sequence[Example], task: Task) -> tuple[Baseline, ...]:
     """Majority label, and each category's majority label where there are categories; none where no labelled video is left to measure on.
 
-    As `rbft.data.baselines` has them.
+    As `rbft.data.trivial` has them.
     """
     labelled = [example for example in examples if example.label in task.labels]
     train = [example for example in labelled if example.split == "train"]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from rbft.evaluation.baselines import baseline_predictions
 from rbft.evaluation.calibration import Calibration, apply_calibration
 from rbft.evaluation.compare import Comparison, compare_predictions
 from rbft.evaluation.curves import LossCurve
@@ -17,6 +16,7 @@ from rbft.evaluation.metrics import Metrics, answered_modes, evaluate_prediction
 from rbft.evaluation.probabilities import ProbabilityMetrics, evaluate_probabilities, has_probabilities
 from rbft.evaluation.slices import Slice, category_groups, duration_groups, slice_metrics
 from rbft.evaluation.tables import own_majority
+from rbft.evaluation.trivial import baseline_predictions
 from rbft.records import Clip, Example, Prediction, Rationale
 from rbft.task import Task
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbft.errors import DataError
-from rbft.evaluation.baselines import baseline_predictions
 from rbft.evaluation.metrics import evaluate_predictions
 from rbft.evaluation.slices import category_groups, duration_groups, slice_metrics
+from rbft.evaluation.trivial import baseline_predictions
 from rbft.records import Example, Prediction
 
 LABELS = ("normal", "abnormal")

@@ -1,10 +1,10 @@
-"""The trivial baselines of `rbft.data.baselines` as systems, with predictions like any other's."""
+"""The trivial baselines of `rbft.data.trivial` as systems, with predictions like any other's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rbft.data.baselines import trivial_answers
+from rbft.data.trivial import trivial_answers
 from rbft.records import Example, Prediction
 
 
