@@ -65,18 +65,8 @@ def report_section(run: Run) -> ReportSection:
         errors = ", ".join(f"{code}: {count}" for code, count in found["errors"].items()) or "none"
         tokens = (f"{found['num_input_tokens']:,}", f"{found['num_output_tokens']:,}")
         asked_of = f"{', '.join(found['served_models']) or model.model}, {model.url}"
-        cells.append(
-            (
-                model.name,
-                asked_of,
-                " to ".join(dict.fromkeys(found["answered"])),
-                found["num_videos"],
-                found["num_refusals"],
-                errors,
-                *tokens,
-                cost,
-            )
-        )
+        days = " to ".join(dict.fromkeys(found["answered"]))
+        cells.append((model.name, asked_of, days, found["num_videos"], found["num_refusals"], errors, *tokens, cost))
     head = ("", "asked of", "on", "videos", "refusals", "errors", "input tokens", "output tokens", "cost")
     text = Markup(
         "<p>They saw the same frames and question as every other system. A refusal counts as wrong, as does an error. The costs are those "
