@@ -23,8 +23,8 @@ from rbft.config import ModelConfig, RunConfig
 from rbft.errors import ConfigError, JobError, VideoError
 from rbft.evaluation.looking.attention import AttentionMap, AttentionReader
 from rbft.evaluation.looking.box_files import write_boxes
-from rbft.evaluation.looking.boxes import Box, boxes_in_frames, boxes_of_others, covered
-from rbft.evaluation.looking.focus import Focus, focus
+from rbft.evaluation.looking.boxes import Box, boxes_of_others
+from rbft.evaluation.looking.focus import Focus, focuses
 from rbft.evaluation.looking.grounding import GroundedBoxes
 from rbft.evaluation.looking.sources import make_source
 from rbft.records import Clip, Example
@@ -147,17 +147,8 @@ def _read(config: RunConfig, model: ModelConfig, examples: Sequence[Example], sh
             # Its times and its size are needed until the end, its pixels are not.
             clips[example.id] = replace(clip, frames_THWC=np.broadcast_to(np.zeros((), dtype=np.uint8), clip.frames_THWC.shape))
     num_objects = config.evaluation.masking.num_objects
-    here, elsewhere = (_focuses(maps, clips, of, num_objects) for of in (boxes, boxes_of_others(boxes)))
+    here, elsewhere = (focuses(maps, clips, of, num_objects) for of in (boxes, boxes_of_others(boxes)))
     return Looks(here, elsewhere, {id_: maps[id_] for id_ in maps if id_ in shown}, {id_: boxes[id_] for id_ in boxes if id_ in shown})
-
-
-def _focuses(maps: dict[str, AttentionMap], clips: dict[str, Clip], boxes: Boxes, num_objects: int) -> dict[str, Focus]:
-    found = {}
-    for id_, clip in clips.items():
-        covered_THW = covered(boxes_in_frames(boxes[id_], clip, num_objects), *clip.frames_THWC.shape[1:3])
-        if (measured := focus(maps[id_], covered_THW)) is not None:
-            found[id_] = measured
-    return found
 
 
 def _task(config: RunConfig, function: Any, *arguments: Any) -> Any:

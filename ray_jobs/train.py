@@ -67,9 +67,7 @@ def _fit(run: Run, stages: list[PlannedStage]) -> None:
     try:
         while True:
             with DriverStop(stop_file) as stop:
-                ended: TrainingError | None = stop.call(
-                    _trainer(run.config.training, stages, name, ray_folder, stop_file).fit
-                ).return_value
+                ended: TrainingError | None = stop.call(_trainer(run.config.training, stages, name, ray_folder, stop_file).fit).return_value
             if ended is not None and not isinstance(ended, TrainingStopped):
                 raise JobError(f"training ended: {ended}")
             if ended is not None:
