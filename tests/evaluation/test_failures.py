@@ -42,7 +42,7 @@ def test_the_p_value_is_that_of_mcnemars_exact_test() -> None:
 def test_labels_and_categories_are_known_without_being_told() -> None:
     examples = [Example("v0", "v0.mp4", label="a", category="Wildlife"), Example("v1", "v1.mp4", label="a")]
     found = analyse_failures(predictions(["a", "b"]), predictions(["b", "b"]), names=("new", "old"), attributes=known_attributes(examples))
-    assert found.by_attribute["category"] == {"Wildlife": PairedCounts(0, 1, 0, 0)}
+    assert found.by_attribute["category"] == {"Wildlife": PairedCounts(0, 1, 0, 0), "no category": PairedCounts(0, 0, 0, 1)}
     assert found.by_attribute["label"]["a"].num_videos == 2
     assert "category: Wildlife" in analysis_text(found)
     assert analysis_json(found)["by_attribute"]["category"]["Wildlife"]["only_system"] == 1

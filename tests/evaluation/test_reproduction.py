@@ -26,9 +26,9 @@ def test_every_system_of_a_table_is_one_and_every_method_is_a_row_of_the_paper(n
 
 def test_the_authors_row_stands_below_ours_and_the_others_at_the_end() -> None:
     spec = TABLES[1]
-    table = make_table(spec, "a world", SMARTHOME_LABELS, {QWEN25: dict.fromkeys(spec.systems, OURS)}, {"gpt-4o": OURS})
+    table = make_table(spec, "a world", SMARTHOME_LABELS, {QWEN25: dict.fromkeys(spec.systems, OURS)}, {"GPT-4o": OURS})
     names = [row.name for row in table.rows]
-    assert names[:4] == ["gpt-4o", "paper: GPT-4o", "Zero-shot", f"paper: {QWEN25}, Zero-shot"]
+    assert names[:4] == ["GPT-4o", "paper: GPT-4o", "Zero-shot", f"paper: {QWEN25}, Zero-shot"]
     assert names[4:9] == [
         "Direct-SFT (1 epoch)",
         f"paper: {QWEN25}, Direct-SFT",
