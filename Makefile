@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Side by side, a file at a time; those on real engines need the machine to themselves.
 UNIT_TESTS := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile --ignore tests/integration
 
-.PHONY: help setup demo serve test test-full check bench base gates evidence clean
+.PHONY: help setup demo serve test test-full check bench base reproduce gates evidence clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -43,6 +43,9 @@ base: setup  ## train the miniature's base model again (about an hour on two cor
 	$(PYTHON) -m miniature.base
 
 PROTOCOL ?= evidence-1
+
+reproduce: setup  ## the paper's five tables and its Figure 2 on the miniature, ours beside the authors'
+	$(PYTHON) -m miniature.reproduce
 
 gates: setup  ## check on development worlds what the experiment needs, and try the learning rates (half an hour on two cores)
 	$(PYTHON) -m miniature.gates --protocol $(PROTOCOL)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from miniature.analysis import read_truth
 from miniature.slots import score
-from miniature.world import sample_world
-from miniature.write import write_world
+from miniature.write import drawn_world
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = ROOT / "runs/miniature/world"
@@ -35,9 +34,7 @@ def main() -> None:
     overrides = parser.parse_args().overrides
 
     def command() -> None:
-        if not (WORLD / "manifest.parquet").is_file():
-            print(f"drawing {sum(SIZES.values())} clips of the miniature world", flush=True)
-            write_world(WORLD, sample_world(SEED, SIZES))
+        drawn_world(WORLD, SEED, SIZES)
         config = load_config(ROOT / "configs/miniature.yaml", overrides)
         with Lease(config.run_dir, "make demo"):
             run = Run(config)

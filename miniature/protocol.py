@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from miniature.world import sample_world
-from miniature.write import write_world
+from miniature.write import drawn_world
 from rbft.config import load_config
 from rbft.errors import ConfigError
 from rbft.evaluation.metrics import METRICS
@@ -139,16 +138,13 @@ def open_run(
     """
     from ray_jobs.run import Run
 
-    world = folder / "worlds" / f"{task}-{seed}"
-    if not (world / "manifest.parquet").is_file():
-        print(f"drawing {sum(sizes.values())} clips of world {seed}", flush=True)
-        write_world(world, sample_world(seed, sizes, task))
+    manifest = drawn_world(folder / "worlds" / f"{task}-{seed}", seed, sizes, task)
     settings = [
         f"name={name}",
         f"output_dir={folder}",
         f"seed={seed}",
         f"task={ROOT / 'configs/tasks' / f'{task}.yaml'}",
-        f"data.manifest={world / 'manifest.parquet'}",
+        f"data.manifest={manifest}",
         f"evaluation.systems={yaml.safe_dump(list(systems), default_flow_style=True)}",
         f"evaluation.split={split}",
         f"gates.profile={gates_profile}",

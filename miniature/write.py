@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miniature.draw import render
-from miniature.world import WorldClip
+from miniature.world import WorldClip, sample_world
 
 
 def encode_mp4(frames_THWC: NDArray[np.uint8]) -> bytes:
@@ -39,6 +39,15 @@ def decode_mp4(data: bytes) -> NDArray[np.uint8]:
 
     with av.open(io.BytesIO(data), format="mp4") as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def drawn_world(folder: Path, seed: int, sizes: dict[str, int], task: str = "miniature") -> Path:
+    """The manifest of target world `seed` in `folder`, which is drawn there unless it is there already."""
+    manifest = folder / "manifest.parquet"
+    if not manifest.is_file():
+        print(f"drawing {sum(sizes.values())} clips of miniature world {seed}", flush=True)
+        write_world(folder, sample_world(seed, sizes, task))
+    return manifest
 
 
 def write_world(folder: Path, clips: Sequence[WorldClip]) -> Path:

@@ -45,17 +45,24 @@ MAX_VALUES = 20
 
 def reproduce(arguments: argparse.Namespace) -> int:
     """What the command line asks for; the exit code."""
-    configs = [load_config(path, arguments.overrides) for path in arguments.config]
+    reproduce_configs(arguments.what, [load_config(path, arguments.overrides) for path in arguments.config])
+    return 0
+
+
+def reproduce_configs(what: Sequence[str], configs: Sequence[RunConfig]) -> None:
+    """Those of `REPRODUCIBLE` that are in `what`, each over all of `configs`.
+
+    Raises `ConfigError` if these are not about the same videos.
+    """
     _check_together(configs)
     with contextlib.ExitStack() as leases:
         for config in configs:
             leases.enter_context(Lease(config.run_dir, command()))
-        for what in dict.fromkeys(arguments.what):
-            if what == "figure2":
+        for each in dict.fromkeys(what):
+            if each == "figure2":
                 reproduce_figure2(configs)
             else:
-                reproduce_table(TABLES[int(what.removeprefix("table"))], configs)
-    return 0
+                reproduce_table(TABLES[int(each.removeprefix("table"))], configs)
 
 
 def _check_together(configs: Sequence[RunConfig]) -> None:

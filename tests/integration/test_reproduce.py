@@ -19,7 +19,7 @@ WHAT = ("table1", "table5", "figure2")
 def reproduce(jobs: Jobs) -> str:
     world = jobs.manifest.parent
     boxes = write_world_boxes(world)
-    settings = (f"evaluation.masking.boxes={boxes}", f"evaluation.attributes={world / 'truth.parquet'}", "data.title=miniature world")
+    settings = (f"evaluation.masking.boxes={boxes}", f"evaluation.attributes={world / 'truth.parquet'}")
     return jobs.run("reproduce", "whole", *settings, flags=WHAT)
 
 
