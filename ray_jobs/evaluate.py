@@ -1,7 +1,8 @@
 """Predictions and metrics of every system on the held-out videos. `python ray_jobs/evaluate.py --config …`
 
 By label likelihood (primary, defined for every model that we run) and by generated text, strictly read (readings, 12). API models
-(`evaluation.api_models`) are asked from this process; the others answer in Ray actors.
+(`evaluation.api_models`) are asked from this process, video classifiers (`evaluation.video_classifiers`) in Ray Train workers; the others
+answer in Ray actors.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
-from ray_jobs import api_models
+from ray_jobs import api_models, video_classifiers
 from ray_jobs.command import main
 from ray_jobs.generate import report_errors
 from ray_jobs.inference import run_inference
@@ -64,7 +65,8 @@ def read_predictions(run: Run, system: str) -> list[Prediction]:
 
 
 def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
-    """Predictions and metrics of each run's systems, apart from those in `without`, by one engine pool, and of its API models.
+    """Predictions and metrics of each run's systems, apart from those in `without`, by one engine pool, and of its API models
+    and video classifiers.
 
     Raises `JobError` for a system whose model has not been trained.
     """
@@ -73,6 +75,7 @@ def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
             folder, pending = _pending(run, model.name, "openai")
             api_models.ask(run, model, folder, pending)
             finish_predictions(run, model.name, "openai")
+    _evaluate_classifiers(runs)
     engine = runs[0].config.evaluation.engine
     wanted = [(run, system) for run in runs for system in run.config.evaluation.systems if system not in without]
     work = [prediction_work(run, system, _model(run, system), engine) for run, system in wanted]
@@ -85,6 +88,14 @@ def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
         runs[0].note_start("evaluate", sum(run_inference(runs[0].config, engine, group, progress) for group in groups))
     for run, system in wanted:
         finish_predictions(run, system, engine)
+
+
+def _evaluate_classifiers(runs: Sequence[Run]) -> None:
+    planned = [each for run in runs for each in video_classifiers.plan_classifiers(run)]
+    works = [video_classifiers.ClassifierWork(each, *_pending(each.run, each.spec.name, "hf")) for each in planned]
+    video_classifiers.predict(works)
+    for each in planned:
+        finish_predictions(each.run, each.spec.name, "hf")
 
 
 def _model(run: Run, system: str) -> ModelConfig:
@@ -126,6 +137,9 @@ def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
     for model in run.config.evaluation.api_models:
         if model.name == system:
             return api_models.fingerprint(run, model, held_out(run))
+    for classifier in run.config.evaluation.video_classifiers:
+        if classifier.name == system:
+            return video_classifiers.prediction_fingerprint(run, classifier, held_out(run))
     trained = run.artifact(f"train/{system}/classify")
     return artifacts.fingerprint(
         {

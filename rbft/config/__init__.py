@@ -17,6 +17,7 @@ from rbft.config.engine import EngineConfig, GateName, GatesConfig, GenerationCo
 from rbft.config.load import dump_config, load_config, load_task
 from rbft.config.run import EvaluationConfig, RunConfig, ServeConfig
 from rbft.config.training import LoraConfig, ModelPart, OptimiserConfig, StageOptimisers, TrainingConfig, ValidationConfig
+from rbft.config.video_classifiers import VideoClassifierConfig
 
 __all__ = [
     "APIModelConfig",
@@ -37,6 +38,7 @@ __all__ = [
     "TeacherConfig",
     "TrainingConfig",
     "ValidationConfig",
+    "VideoClassifierConfig",
     "VideoConfig",
     "dump_config",
     "load_config",

@@ -11,17 +11,21 @@ from rbft.config.data import DataConfig, VideoConfig
 from rbft.config.engine import EngineConfig, GatesConfig, GenerationConfig, ModelConfig, TeacherConfig
 from rbft.config.section import Section
 from rbft.config.training import TrainingConfig
-from rbft.systems import DEFAULT_SYSTEMS, SystemName, parse_systems
+from rbft.config.video_classifiers import VideoClassifierConfig
+from rbft.systems import DEFAULT_SYSTEMS, SystemName, parse_system, parse_systems
 from rbft.task import Task
 
 
 class EvaluationConfig(Section):
     systems: tuple[SystemName, ...] = DEFAULT_SYSTEMS
-    """What is trained and compared; `rbft.systems` says what the names mean. May be empty where `api_models` names any."""
+    """What is trained and compared; `rbft.systems` says what the names mean. May be empty where `api_models` or `video_classifiers`
+    name any."""
     api_models: tuple[APIModelConfig, ...] = ()
     """Models behind OpenAI-compatible servers, asked the same question about the same videos (docs/baselines.md)."""
     api_cache: str | None = None
     """Where their answers are kept, so that no answer is paid twice; None is `<output_dir>/api-cache`, which the runs there share."""
+    video_classifiers: tuple[VideoClassifierConfig, ...] = ()
+    """Specialised video models, fine-tuned on the same split (docs/video-classifiers.md)."""
     split: Literal["train", "validation", "test"] = "test"
     engine: Literal["vllm", "hf"] = "vllm"
     """What scores: vLLM, or plain transformers (quicker to start; the same numbers to 2e-3)."""
@@ -37,8 +41,8 @@ class EvaluationConfig(Section):
     def _systems_are_distinct(self) -> EvaluationConfig:
         if len(set(self.systems)) != len(self.systems):
             raise ValueError(f"systems must be distinct; got {', '.join(self.systems)}")
-        if not self.systems and not self.api_models:
-            raise ValueError("names no system to evaluate; give systems or api_models")
+        if not (self.systems or self.api_models or self.video_classifiers):
+            raise ValueError("names no system to evaluate; give systems, api_models or video_classifiers")
         return self
 
     @model_validator(mode="after")
@@ -48,10 +52,24 @@ class EvaluationConfig(Section):
             raise ValueError(f"api_models must have distinct names; got {', '.join(names)}")
         return self
 
+    @model_validator(mode="after")
+    def _video_classifiers_have_names_of_their_own(self) -> EvaluationConfig:
+        names = [model.name for model in (*self.api_models, *self.video_classifiers)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"video_classifiers must have names of their own; {name!r} stands twice")
+        for classifier in self.video_classifiers:
+            try:
+                parse_system(classifier.name)
+            except ValueError:
+                continue
+            raise ValueError(f"video_classifiers: name {classifier.name!r} is that of a system which is trained here; give another")
+        return self
+
     @property
     def all_systems(self) -> tuple[str, ...]:
-        """Every system that is evaluated, in the order of a report: API models first, as in the paper's tables."""
-        return (*(model.name for model in self.api_models), *self.systems)
+        """Every system that is evaluated, in the order of a report: API models first, then specialised video models."""
+        return (*(model.name for model in (*self.api_models, *self.video_classifiers)), *self.systems)
 
     @property
     def takes_unlabelled(self) -> bool:
@@ -100,6 +118,12 @@ class RunConfig(Section):
         seeds = (self.seed, *self.training.seeds)
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"training.seeds are further ones, all different, beside seed {self.seed}; got {list(self.training.seeds)}")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_of_video_classifiers_divide(self) -> RunConfig:
+        for classifier in self.evaluation.video_classifiers:
+            classifier.training(self.training)
         return self
 
     @property
