@@ -19,7 +19,7 @@ from rbft import artifacts, rows, storage
 from rbft.baselines.classifier_spec import ClassifierSpec
 from rbft.config import VideoClassifierConfig
 from rbft.data.samples import TrainingItem, class_weights, classify_items
-from rbft.errors import JobError, TrainingError, TrainingStopped
+from rbft.errors import ConfigError, JobError, ModelError, TrainingError, TrainingStopped
 from rbft.records import Example, prediction_schema
 
 
@@ -57,6 +57,8 @@ def _train(config: dict[str, Any]) -> TrainingError | None:
         train_classifier(config["spec"], config["items"], WorkerControls(config["stop_file"]))
     except TrainingError as ended:
         return ended
+    except (ConfigError, ModelError) as error:  # on all workers alike
+        return TrainingError(f"{config['spec'].name}: {error}")
     return None
 
 

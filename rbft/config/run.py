@@ -25,7 +25,7 @@ class EvaluationConfig(Section):
     api_cache: str | None = None
     """Where their answers are kept, so that no answer is paid twice; None is `<output_dir>/api-cache`, which the runs there share."""
     video_classifiers: tuple[VideoClassifierConfig, ...] = ()
-    """Specialised video models, fine-tuned on the same split (docs/video-classifiers.md)."""
+    """Specialised video models, fine-tuned on the same split (docs/baselines.md)."""
     split: Literal["train", "validation", "test"] = "test"
     engine: Literal["vllm", "hf"] = "vllm"
     """What scores: vLLM, or plain transformers (quicker to start; the same numbers to 2e-3)."""
