@@ -147,7 +147,7 @@ def test_a_bad_video_is_left_out_of_training_and_an_error_row_of_predictions(
 
 
 def test_a_loss_that_is_no_number_stops_it_with_the_videos(make_spec: MakeSpec, items: list[TrainingItem]) -> None:
-    (message,) = run_workers(train_to_error, 1, make_spec("diverges", learning_rate=1e38, warmup_ratio=0), items)
+    (message,) = run_workers(train_to_error, 1, make_spec("diverges", learning_rate=1e30, warmup_ratio=0), items)
     assert "is NaN or infinite at step 2, with these videos in the batch (rank 0: v" in message
 
 

@@ -86,7 +86,7 @@ def test_a_step_on_some_clips_lowers_their_loss(folders: dict[str, Path], kind: 
         assert all(parameter.grad is not None for parameter in classifier.model.parameters() if parameter.requires_grad)
         optimiser.step()
         optimiser.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[1] < losses[0]
 
 
