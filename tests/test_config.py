@@ -123,7 +123,7 @@ def test_an_unknown_key_is_refused_with_its_path_and_what_was_meant(run_file: Pa
         ("generation.max_new_tokens=40000", "leaves no room for a video"),
         ("model.attention=eager", "set training.batching to padded, or model.attention to sdpa"),
         ("evaluation.systems=[rb-ft, rb-ft]", "systems must be distinct"),
-        ("evaluation.systems=[]", "evaluation: names no system to evaluate; give systems or api_models"),
+        ("evaluation.systems=[]", "evaluation: names no system to evaluate; give systems, api_models or video_classifiers"),
         ("evaluation.systems=[rbft]", "evaluation.systems.0: "),
         ("training.deepspeed.zero_optimization.stage=4", "must be 0, 1, 2 or 3"),
         ("training.deepspeed={}", "stage 0 cannot add up bf16 gradients in fp32"),

@@ -54,7 +54,7 @@ class EvaluationConfig(Section):
 
     @model_validator(mode="after")
     def _video_classifiers_have_names_of_their_own(self) -> EvaluationConfig:
-        names = [model.name for model in (*self.api_models, *self.video_classifiers)]
+        names = self._names
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"video_classifiers must have names of their own; {name!r} stands twice")
@@ -69,7 +69,11 @@ class EvaluationConfig(Section):
     @property
     def all_systems(self) -> tuple[str, ...]:
         """Every system that is evaluated, in the order of a report: API models first, then specialised video models."""
-        return (*(model.name for model in (*self.api_models, *self.video_classifiers)), *self.systems)
+        return (*self._names, *self.systems)
+
+    @property
+    def _names(self) -> list[str]:
+        return [*(model.name for model in self.api_models), *(classifier.name for classifier in self.video_classifiers)]
 
     @property
     def takes_unlabelled(self) -> bool:
