@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import clip_cache, decode, demo, evidence, generation, gpu_training, repeatability, scale, training
+from benchmarks import clip_cache, decode, demo, evidence, generation, gpu_training, looking, repeatability, scale, training
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "generation": generation.main,
@@ -13,6 +13,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "clip_cache": clip_cache.main,
     "scale": scale.main,
     "training": training.main,
+    "looking": looking.main,
     "repeatability": repeatability.main,
     "gpu_training": gpu_training.main,
     "demo": lambda _: demo.main(),

@@ -43,7 +43,6 @@ RESULT = ROOT / "benchmarks/results/training.md"
 CURVES = ROOT / "benchmarks/results/training-losses.svg"
 ENVIRONMENTS = ROOT / "runs/benchmarks/envs"
 
-NUM_ROUNDS = 5
 SIDE = 112
 """Of a frame: 16 tokens a second of video."""
 MICRO_BATCH_SIZE, ACCUMULATION_STEPS = 4, 4
@@ -59,6 +58,7 @@ class Size:
     shortest_s: int
     longest_s: int
     """Mixed lengths lie between these, evenly on a logarithmic scale; equal ones are all of their geometric mean."""
+    num_rounds: int
 
     def durations_s(self, lengths: str) -> list[int]:
         """Even numbers of seconds, drawn once for all."""
@@ -69,7 +69,7 @@ class Size:
         return [2 * round(math.exp(log) / 2) for log in logs]
 
 
-SIZES = {"miniature": Size(128, 4, 64), "large": Size(32, 4, 32)}
+SIZES = {"miniature": Size(128, 4, 64, num_rounds=5), "large": Size(16, 4, 32, num_rounds=3)}
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--lengths", nargs="+", default=["mixed", "equal"], choices=["mixed", "equal"])
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
-    parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
+    parser.add_argument("--rounds", type=int, help="of each size, in place of its own number")
     parser.add_argument("--logs", type=Path, metavar="DIR", default=ROOT / "runs/benchmarks/logs", help="what the contenders print")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the ratios too")
     chosen = parser.parse_args(arguments)
@@ -183,13 +183,15 @@ def main(arguments: Sequence[str] = ()) -> None:
             model = _model(size, Path(folder))
             for lengths in chosen.lengths:
                 case = Workload(size, lengths, model, Path(folder) / f"{size}-{lengths}")
-                measured.setdefault(size, {})[lengths] = _measure(case, chosen.contenders, chosen.rounds, chosen.logs)
+                measured.setdefault(size, {})[lengths] = _measure(
+                    case, chosen.contenders, chosen.rounds or SIZES[size].num_rounds, chosen.logs
+                )
                 print(_table(size, lengths, measured[size][lengths]), flush=True)
                 shutil.rmtree(case.folder)
     if chosen.json:
         chosen.json.write_text(json.dumps({size: _figures(of) for size, of in measured.items()}, indent=2) + "\n")
     is_whole = [chosen.sizes, chosen.lengths, chosen.contenders] == [list(SIZES), ["mixed", "equal"], list(CONTENDERS)]
-    if is_whole and chosen.rounds == NUM_ROUNDS:
+    if is_whole and chosen.rounds is None:
         CURVES.write_text(_curves_svg(measured["miniature"]["mixed"].losses))
         RESULT.write_text(_page(measured))
         print(f"wrote {RESULT.relative_to(ROOT)}")
@@ -340,7 +342,8 @@ def _running(name: str, request: Request, log: Path) -> Iterator[Process]:
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, least, largest. Of five rounds the range is a 94 % interval for the median (two-sided sign test: 1 - 2 / 2**5)."""
+    """Median, least, largest. The range is an interval for the median (two-sided sign test: 1 - 2 / 2**n), of five rounds a 94 % one, of
+    three a 75 % one."""
     return statistics.median(values), min(values), max(values)
 
 
@@ -403,6 +406,7 @@ def _page(measured: dict[str, dict[str, Measured]]) -> str:
     used = "\n".join(f"- {name}: " + ", ".join(f"{key} {value}" for key, value in found.items()) for name, found in versions.items())
     not_run = {name: why for of in every for name, why in of.not_run.items()}
     absent = "\n".join(f"- {name}: {why}" for name, why in not_run.items()) or "- none"
+    rounds = " and ".join(f"{size.num_rounds} of the {name} size" for name, size in SIZES.items())
     tables = "\n".join(_table(size, lengths, of) for size, by_lengths in measured.items() for lengths, of in by_lengths.items())
     curves = "\n".join(_curve_table(size, by_lengths["mixed"].losses) for size, by_lengths in measured.items())
     return f"""# Fine-tuning: samples a second against other trainers
@@ -413,7 +417,7 @@ fp32, AdamW (no decay), clipping at 1, cosine from {LEARNING_RATE:g}, no gradien
 {MICRO_BATCH_SIZE} samples an optimiser step, one worker. Every contender starts from the same frames (uint8, {SIDE} x {SIDE}, 1 a second)
 and token ids; decoding is left out (`decode.md` has it). Peers group by length with their own option, and prepare samples between steps:
 with a data process of its own transformers' Trainer was slower on two cores (1.61 s against 1.54 s for 32 samples). Ours encodes on one
-thread ahead of the step. Medians of {NUM_ROUNDS} rounds in turns, after one that warms up; in brackets the range of the rounds' ratios.
+thread ahead of the step. Medians of rounds in turns ({rounds}), after one that warms up; in brackets the range of the rounds' ratios.
 Peak memory is what a process takes beyond its loaded libraries. Padded is the share of positions in the decoder that belong to no
 sample; FLOPs are
 counted by torch (`FlopCounterMode`), forward and backward.

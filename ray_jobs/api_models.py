@@ -64,8 +64,10 @@ def report_section(run: Run) -> ReportSection:
         cost = "no prices given" if found["cost_usd"] is None else f"{found['cost_usd']:.2f} USD"
         errors = ", ".join(f"{code}: {count}" for code, count in found["errors"].items()) or "none"
         tokens = (f"{found['num_input_tokens']:,}", f"{found['num_output_tokens']:,}")
-        cells.append((model.name, f"{model.model}, {model.url}", found["num_videos"], found["num_refusals"], errors, *tokens, cost))
-    head = ("", "asked of", "videos", "refusals", "errors", "input tokens", "output tokens", "cost")
+        asked_of = f"{', '.join(found['served_models']) or model.model}, {model.url}"
+        days = " to ".join(dict.fromkeys(found["answered"]))
+        cells.append((model.name, asked_of, days, found["num_videos"], found["num_refusals"], errors, *tokens, cost))
+    head = ("", "asked of", "on", "videos", "refusals", "errors", "input tokens", "output tokens", "cost")
     text = Markup(
         "<p>They saw the same frames and question as every other system. A refusal counts as wrong, as does an error. The costs are those "
         "of all answers, of those that an earlier run paid for too.</p>"

@@ -23,6 +23,8 @@ from rbft.config import ModelConfig, RunConfig
 from rbft.cores import claim_cores
 from rbft.engines.base import Engine
 from rbft.errors import EngineCrashError, EngineGoneError
+from rbft.evaluation.looking.masking import Masker
+from rbft.evaluation.looking.sources import make_source
 from rbft.evaluation.predictions import predictions_table
 from rbft.evaluation.scorer import Scorer
 from rbft.rationales.table import rationales_table
@@ -102,8 +104,13 @@ class EngineActor:
                 provenance=block.provenance,
                 budget=self._budget,
             ).write
-        max_new_tokens = config.evaluation.max_new_tokens
-        return Scorer(engine, self._pool, block.task, spec, max_new_tokens=max_new_tokens, budget=self._budget).predict
+        masking = config.evaluation.masking
+        return Scorer(
+            *(engine, self._pool, block.task, spec),
+            max_new_tokens=config.evaluation.max_new_tokens,
+            budget=self._budget,
+            masker=Masker(make_source(masking), masking, block.mask) if block.mask else None,
+        ).predict
 
     @asynccontextmanager
     async def _use_engine(self, block: Block, *, alone: bool) -> AsyncIterator[Engine]:
@@ -146,19 +153,24 @@ class EngineActor:
         return not self._inside or not (alone or self._is_reserved or self._model != model)
 
     def _start(self, model: ModelConfig) -> Engine:
-        spec = self._config.video.spec()
-        if self._engine_name == "hf":
-            from rbft.engines.hf import HFEngine
+        return start_engine(self._config, self._engine_name, model)
 
-            return HFEngine(model, spec, max_batch_size=self._config.engine.max_num_seqs)
-        if self._engine_name == "openai":
-            from rbft.engines.openai import OpenAIEngine
 
-            assert self._config.teacher.server is not None
-            return OpenAIEngine(self._config.teacher.server)
-        from rbft.engines.vllm import VllmEngine
+def start_engine(config: RunConfig, name: EngineName, model: ModelConfig) -> Engine:
+    """The engine called `name` with `model` in it, in this process or below it; within a running event loop, as vLLM needs one."""
+    spec = config.video.spec()
+    if name == "hf":
+        from rbft.engines.hf import HFEngine
 
-        return VllmEngine(model, self._config.engine, spec, self._config.seed)
+        return HFEngine(model, spec, max_batch_size=config.engine.max_num_seqs)
+    if name == "openai":
+        from rbft.engines.openai import OpenAIEngine
+
+        assert config.teacher.server is not None
+        return OpenAIEngine(config.teacher.server)
+    from rbft.engines.vllm import VllmEngine
+
+    return VllmEngine(model, config.engine, spec, config.seed)
 
 
 def _guilty(kind: Kind, example: Example, num_deaths: int) -> Rationale | Prediction:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from typing import Any, Literal
 
 from ray_jobs import api_models, video_classifiers
 from ray_jobs.command import main
@@ -18,49 +19,82 @@ from ray_jobs.progress import Progress, say
 from ray_jobs.run import Run, video_key
 from ray_jobs.work import EngineName, Work
 from rbft import artifacts, rows, storage
-from rbft.config import GatesConfig, ModelConfig
+from rbft.config import GatesConfig, MaskingConfig, ModelConfig
 from rbft.errors import DataError, JobError, ModelRefusedError
+from rbft.evaluation.calibration import SPLIT, Calibration, fit_calibration
 from rbft.evaluation.metrics import answered_modes, evaluate_predictions
 from rbft.evaluation.predictions import predictions_from_table
+from rbft.evaluation.probabilities import evaluate_probabilities, has_probabilities
 from rbft.rationales.table import rationales_from_table
 from rbft.records import Example, Prediction, Rationale, prediction_schema, rationale_schema
+from rbft.systems import split_masks
+
+Use = Literal["evaluation", "calibration"]
+"""What predictions are for: the metrics, on `evaluation.split`, or fitting on the validation split."""
 
 
-def held_out(run: Run) -> list[Example]:
-    """The labelled videos of `evaluation.split`; raises `DataError` if there are none."""
-    examples = [example for example in run.split(run.config.evaluation.split) if example.label is not None]
+def held_out(run: Run, use: Use = "evaluation") -> list[Example]:
+    """The labelled videos of the split that `use` is about; raises `DataError` if there are none."""
+    split = run.config.evaluation.split if use == "evaluation" else SPLIT
+    examples = [example for example in run.split(split) if example.label is not None]
     if not examples:
-        raise DataError(f"no labelled video in split {run.config.evaluation.split!r}; set evaluation.split or data.fractions")
+        setting = "evaluation.split" if use == "evaluation" else "evaluation.calibrate to false"
+        raise DataError(f"no labelled video in split {split!r}; set {setting} or data.fractions")
     return examples
 
 
-def prediction_work(run: Run, system: str, model: ModelConfig, engine: EngineName) -> Work:
+def prediction_work(run: Run, system: str, model: ModelConfig, engine: EngineName, use: Use = "evaluation") -> Work:
     """What `system` has still to predict, and where it goes."""
-    folder, pending = _pending(run, system, engine)
-    return Work("prediction", folder, pending, model, run.config.task, {"system": system}, GatesConfig())
+    folder, pending = _pending(run, system, engine, use)
+    mask = split_masks(system)[1]
+    return Work("prediction", folder, pending, model, run.config.task, {"system": system}, GatesConfig(), mask=mask)
 
 
 def finish_predictions(run: Run, system: str, engine: EngineName) -> list[Prediction]:
     """Join the parts of `system`, write its metrics, complete its folder; the predictions in the manifest's order."""
-    fingerprint = _fingerprint(run, system, engine)
-    folder = run.layout.evaluation(system, fingerprint)
-    if not artifacts.is_complete(folder, fingerprint):
-        ids = [example.id for example in held_out(run)]
-        lineage = {"system": system, "engine": engine, "versions": run.fact("versions")}
-        rows.finish(folder, "predictions", prediction_schema(), ids, fingerprint, lineage)
+    folder = _finish_rows(run, system, engine, "evaluation")
     predictions = read_predictions(run, system)
     labels, seed = run.config.task.labels, run.config.seed
     modes = {mode: evaluate_predictions(predictions, labels, mode, seed=seed) for mode in answered_modes(predictions)}
-    storage.write_json(f"{folder}/metrics.json", {mode: metrics.model_dump(mode="json") for mode, metrics in modes.items()})
+    measured: dict[str, Any] = {mode: metrics.model_dump(mode="json") for mode, metrics in modes.items()}
+    if has_probabilities(predictions):
+        measured["probabilities"] = evaluate_probabilities(predictions, labels, seed=seed).model_dump(mode="json")
+    storage.write_json(f"{folder}/metrics.json", measured)
     # A refusal is an answer, and a wrong one; what cannot be used is something else.
     outcomes = [(p.id, None if p.error_code == ModelRefusedError.code else p.error_code, p.error_message) for p in predictions]
     report_errors(run, f"evaluate {system}", outcomes)
     return predictions
 
 
-def read_predictions(run: Run, system: str) -> list[Prediction]:
+def finish_calibration(run: Run, system: str, engine: EngineName) -> Calibration:
+    """Join the validation predictions of `system`, fit its calibration, and write it beside them."""
+    folder = _finish_rows(run, system, engine, "calibration")
+    fitted = fit_calibration(read_predictions(run, system, "calibration"), run.examples, run.config.task.labels)
+    storage.write_json(f"{folder}/calibration.json", fitted.model_dump(mode="json"))
+    return fitted
+
+
+def read_calibrations(run: Run) -> dict[str, Calibration]:
+    """System -> its calibration; empty where `evaluation.calibrate` is off."""
+    systems = run.config.evaluation.systems if run.config.evaluation.calibrate else ()
+    folders = {system: str(run.artifact(f"calibration/{system}")) for system in systems}
+    return {system: Calibration.model_validate(storage.read_json(f"{folder}/calibration.json")) for system, folder in folders.items()}
+
+
+def _finish_rows(run: Run, system: str, engine: EngineName, use: Use) -> str:
+    """The folder, complete."""
+    fingerprint = _fingerprint(run, system, engine, use)
+    folder = _folder(run, system, fingerprint, use)
+    if not artifacts.is_complete(folder, fingerprint):
+        ids = [example.id for example in held_out(run, use)]
+        lineage = {"system": system, "engine": engine, "versions": run.fact("versions")}
+        rows.finish(folder, "predictions", prediction_schema(), ids, fingerprint, lineage)
+    return folder
+
+
+def read_predictions(run: Run, system: str, use: Use = "evaluation") -> list[Prediction]:
     """The predictions of `system`; raises `ArtifactError` if it has not been evaluated to the end."""
-    folder = str(run.artifact(f"evaluation/{system}"))
+    folder = str(run.artifact(f"{use}/{system}"))
     return predictions_from_table(rows.read_finished(folder, "predictions", prediction_schema()), folder)
 
 
@@ -76,9 +110,22 @@ def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
             api_models.ask(run, model, folder, pending)
             finish_predictions(run, model.name, "openai")
     _evaluate_classifiers(runs)
+    asked = [(run, system) for run in runs for system in run.config.evaluation.systems]
+    evaluate_systems(
+        [(run, system) for run, system in asked if system not in without],
+        [(run, system) for run, system in asked if run.config.evaluation.calibrate],
+    )
+
+
+def evaluate_systems(wanted: Sequence[tuple[Run, str]], to_calibrate: Sequence[tuple[Run, str]] = ()) -> None:
+    """Predictions and metrics of systems that we run, also of such behind masks (`rbft.systems.behind_masks`), and the calibrations of
+    others."""
+    runs = [run for run, _ in (*wanted, *to_calibrate)]
+    if not runs:
+        return
     engine = runs[0].config.evaluation.engine
-    wanted = [(run, system) for run in runs for system in run.config.evaluation.systems if system not in without]
-    work = [prediction_work(run, system, _model(run, system), engine) for run, system in wanted]
+    work = [prediction_work(run, system, require_model(run, system), engine) for run, system in wanted]
+    work += [prediction_work(run, system, require_model(run, system), engine, "calibration") for run, system in to_calibrate]
     total = sum(len(item.examples) for item in work)
     if total:
         say(f"evaluate: scoring {total} clips with {engine}")
@@ -88,6 +135,8 @@ def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
         runs[0].note_start("evaluate", sum(run_inference(runs[0].config, engine, group, progress) for group in groups))
     for run, system in wanted:
         finish_predictions(run, system, engine)
+    for run, system in to_calibrate:
+        finish_calibration(run, system, engine)
 
 
 def _evaluate_classifiers(runs: Sequence[Run]) -> None:
@@ -98,7 +147,9 @@ def _evaluate_classifiers(runs: Sequence[Run]) -> None:
         finish_predictions(each.run, each.spec.name, "hf")
 
 
-def _model(run: Run, system: str) -> ModelConfig:
+def require_model(run: Run, system: str) -> ModelConfig:
+    """What `system` answers with; raises `JobError` if it has not been trained."""
+    system, _ = split_masks(system)
     model = run.config.model if system == "zero-shot" else run.trained_model(system, "classify")
     if model is None:
         raise JobError(f"evaluate {system}: its model has not been trained; run `rbft train` or the pipeline with the same --config")
@@ -113,18 +164,18 @@ def explain(run: Run, system: str, examples: Sequence[Example]) -> dict[str, Rat
     pending = [example for example in examples if example.id not in done]
     if pending:
         say(f"report: asking {system} for {len(pending)} rationales")
-        work = Work("rationale", folder, pending, _model(run, system), run.config.task, {"system": system}, GatesConfig())
+        work = Work("rationale", folder, pending, require_model(run, system), run.config.task, {"system": system}, GatesConfig())
         run_inference(run.config, engine, [work])
     wanted = {example.id for example in examples}
     return {row.id: row for row in rationales_from_table(rows.read_parts(folder, rationale_schema())) if row.id in wanted}
 
 
-def _pending(run: Run, system: str, engine: EngineName) -> tuple[str, list[Example]]:
+def _pending(run: Run, system: str, engine: EngineName, use: Use = "evaluation") -> tuple[str, list[Example]]:
     """The folder of `system`'s predictions, and the videos that have none yet."""
-    examples = held_out(run)
-    fingerprint = _fingerprint(run, system, engine)
-    folder = run.layout.evaluation(system, fingerprint)
-    run.record_artifact(f"evaluation/{system}", folder)
+    examples = held_out(run, use)
+    fingerprint = _fingerprint(run, system, engine, use)
+    folder = _folder(run, system, fingerprint, use)
+    run.record_artifact(f"{use}/{system}", folder)
     if run.retry_errors:
         rows.reopen(folder, prediction_schema())
     if artifacts.is_complete(folder, fingerprint):
@@ -133,17 +184,23 @@ def _pending(run: Run, system: str, engine: EngineName) -> tuple[str, list[Examp
     return folder, [example for example in examples if example.id not in done]
 
 
-def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
+def _folder(run: Run, system: str, fingerprint: str, use: Use) -> str:
+    return run.layout.evaluation(system, fingerprint) if use == "evaluation" else run.layout.calibration(system, fingerprint)
+
+
+def _fingerprint(run: Run, system: str, engine: EngineName, use: Use) -> str:
     for model in run.config.evaluation.api_models:
         if model.name == system:
-            return api_models.fingerprint(run, model, held_out(run))
+            return api_models.fingerprint(run, model, held_out(run, use))
     for classifier in run.config.evaluation.video_classifiers:
         if classifier.name == system:
-            return video_classifiers.prediction_fingerprint(run, classifier, held_out(run))
+            return video_classifiers.prediction_fingerprint(run, classifier, held_out(run, use))
+    system, masks = split_masks(system)
     trained = run.artifact(f"train/{system}/classify")
     return artifacts.fingerprint(
         {
             "kind": "predictions",
+            **({} if masks is None else {"masks": [masks, _masking(run.config.evaluation.masking)]}),
             "model": run.model_fingerprint if system == "zero-shot" else str(trained).rpartition("/")[2],
             "dtype": run.config.model.dtype,
             "engine": engine,
@@ -151,9 +208,15 @@ def _fingerprint(run: Run, system: str, engine: EngineName) -> str:
             "labels": run.config.task.labels,
             "max_new_tokens": run.config.evaluation.max_new_tokens,
             "video": asdict(run.config.video.spec()),
-            "videos": [[video_key(example), example.label] for example in held_out(run)],
+            "videos": [[video_key(example), example.label] for example in held_out(run, use)],
         }
     )
+
+
+def _masking(masking: MaskingConfig) -> dict[str, Any]:
+    """What determines masks: of a file of boxes its content, wherever it lies."""
+    content = {} if masking.boxes is None else {"boxes": artifacts.file_sha256(storage.local_path(masking.boxes))}
+    return masking.model_dump(mode="json") | content
 
 
 def job(run: Run) -> None:

@@ -99,4 +99,4 @@ def _blocks(work: Work, rows_per_block: int, job: str) -> Iterator[Block]:
         examples = [example for example in work.examples if (example.id in suspects) == is_suspect]
         for start in range(0, len(examples), rows_per_block):
             chosen = examples[start : start + rows_per_block]
-            yield Block(work.kind, work.folder, chosen, work.model, work.task, work.provenance, work.gates, job, is_suspect)
+            yield Block(work.kind, work.folder, chosen, work.model, work.task, work.provenance, work.gates, job, is_suspect, mask=work.mask)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_jobs import api_models
 from ray_jobs.command import main
-from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_predictions
+from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_calibrations, read_predictions
 from ray_jobs.generate import distinct_rationales, generate, read_rationales
 from ray_jobs.memory import PeakMemory
 from ray_jobs.progress import say
@@ -24,10 +24,12 @@ from ray_jobs.video_classifiers import train_classifiers
 from rbft import storage
 from rbft.errors import VideoError
 from rbft.evaluation.curves import read_curves
+from rbft.evaluation.imported import read_imported
 from rbft.evaluation.report import write_report
 from rbft.evaluation.report_data import MAIN_SYSTEM, ReportData, ReportSection, choose_samples, report_data
 from rbft.evaluation.tables import difference_sentence, summary_json, table_text
-from rbft.records import Clip, Example, Prediction
+from rbft.records import Clip, Example
+from rbft.video.durations import clip_durations
 from rbft.video.pool import DecodePool
 
 
@@ -50,8 +52,7 @@ def job(run: Run) -> None:
     if study is not None:
         summary["seeds"] = seeds_summary(study, runs)
     storage.write_json(run.layout.summary, summary)
-    likelihood = {s.name: s.likelihood for s in report.systems if s.likelihood}
-    print("\n" + table_text(likelihood, {s.name: s.generate for s in report.systems if s.generate}))
+    print("\n" + results_table(report))
     for comparison in report.comparisons:
         print(difference_sentence(comparison))
     print(f"\nreport:  {run.layout.report}\nsummary: {run.layout.summary}")
@@ -86,7 +87,9 @@ def run_steps(runs: Sequence[Run]) -> None:
 def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     """Write report.html, which begins with `sections`; its data."""
     config = run.config
-    predictions: dict[str, list[Prediction]] = {system: read_predictions(run, system) for system in config.evaluation.all_systems}
+    # Those made elsewhere first, as in the paper's tables: without an RB-FT, the last one stands for the run.
+    predictions = read_imported(run.fact("imported", {}), [example.id for example in held_out(run)])
+    predictions |= {system: read_predictions(run, system) for system in config.evaluation.all_systems}
     rationales = read_rationales(run) if config.evaluation.needs_rationales else []
     sample_ids = choose_samples(predictions, count=config.evaluation.num_report_samples, seed=config.seed)
     by_id = {example.id: example for example in held_out(run)}
@@ -101,11 +104,13 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
         rationales=rationales,
         curves=curves,
         sample_ids=sample_ids,
-        clips=_clips(run, samples),
+        clips=read_clips(run, samples),
         sample_rationales=explain(run, main_system, samples) if main_system in config.evaluation.systems else {},
         wall_s=run.fact("wall_s", {}),
         versions=run.fact("versions", {}),
         provenance={"command": str(run.fact("command")), "commit": str(run.fact("commit")), "seed": str(config.seed)},
+        calibrations=read_calibrations(run),
+        durations_s=clip_durations(by_id.values()),
         seed=config.seed,
     )
     report = replace(report, sections=tuple(sections))
@@ -113,7 +118,8 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     return report
 
 
-def _clips(run: Run, examples: list[Example]) -> dict[str, Clip]:
+def read_clips(run: Run, examples: list[Example]) -> dict[str, Clip]:
+    """Id -> clip of those of `examples` that can be decoded."""
     video = run.config.video
     clips = {}
     with DecodePool(run.config.engine.decode_workers, video.timeout_s, video.memory_limit_bytes) as pool:
@@ -125,13 +131,28 @@ def _clips(run: Run, examples: list[Example]) -> dict[str, Clip]:
     return clips
 
 
+def results_table(report: ReportData) -> str:
+    """The results for the terminal."""
+    return table_text(
+        {system.name: system.likelihood for system in report.systems if system.likelihood},
+        {system.name: system.generate for system in report.systems if system.generate},
+        probabilities={system.name: system.probabilities for system in report.systems if system.probabilities},
+        baselines=report.baselines,
+    )
+
+
 def make_summary(run: Run, report: ReportData) -> dict[str, Any]:
     """What summary.json holds."""
     summary: dict[str, Any] = {
         "name": run.config.name,
-        "systems": summary_json({system.name: system.main for system in report.systems}),
+        "systems": summary_json(
+            {system.name: system.main for system in report.systems},
+            {system.name: system.probabilities for system in report.systems if system.probabilities},
+        ),
         # Of those that tell no probabilities.
         "by_generated_text": [system.name for system in report.systems if system.likelihood is None],
+        "baselines": summary_json(report.baselines),
+        "mcnemar_p": {f"{each.system} - {each.baseline}": each.mcnemar_p for each in report.comparisons},
         "wall_s": run.fact("wall_s", {}),
         "train_s": run.fact("train_s", {}),
         "peak_rss_bytes": run.fact("peak_rss_bytes"),

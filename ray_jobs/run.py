@@ -132,6 +132,10 @@ class Run:
         unlabelled_too = self.config.evaluation.takes_unlabelled
         return [example for example in self.split("train") if example.label is not None or unlabelled_too]
 
+    def change_evaluation(self, **changes: Any) -> None:
+        """Have another `evaluation` section from here on; nothing of it determines rationales or training but its systems."""
+        self.config = self.config.model_copy(update={"evaluation": self.config.evaluation.model_copy(update=changes)})
+
     def record_artifact(self, name: str, uri: str) -> None:
         """Note in run.json that `uri` is the current artifact of this name, e.g. "train/rb-ft/classify"."""
         self._facts.setdefault("artifacts", {})[self._prefix + name] = uri

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from rbft.config import GatesConfig, ModelConfig
 from rbft.records import Example
+from rbft.systems import MaskKind
 from rbft.task import Task
 
 Kind = Literal["rationale", "prediction"]
@@ -34,6 +35,8 @@ class Work:
     provenance: dict[str, Any]
     gates: GatesConfig
     """Which of its rationales are drawn again."""
+    mask: MaskKind | None = field(default=None, kw_only=True)
+    """What hides parts of the clips, as `evaluation.masking` says."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Block(Work):
 
     def dumps(self) -> bytes:
         """As it travels to an actor: a few kilobytes, as all blocks of a job wait in the object store at once."""
-        plain = {name: getattr(self, name) for name in ("kind", "folder", "provenance", "job", "is_suspect")}
+        plain = {name: getattr(self, name) for name in ("kind", "folder", "provenance", "job", "is_suspect", "mask")}
         models = {name: getattr(self, name).model_dump(mode="json") for name in _MODELS}
         known = [{name: value for name, value in vars(example).items() if value is not None} for example in self.examples]
         return zlib.compress(json.dumps(plain | models | {"examples": known}).encode(), level=1)

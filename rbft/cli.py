@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TYPE_CHECKING, Any
 
-from rbft.errors import RBFTError
+from rbft.errors import ConfigError, RBFTError
 
 if TYPE_CHECKING:
     from rbft.config import RunConfig
@@ -76,9 +76,9 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
     return parser, problems
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config FILE` (required) and `--set KEY=VALUE` (any number of times)."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+def add_run_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add `--config FILE` and `--set KEY=VALUE` (any number of times)."""
+    parser.add_argument("--config", required=required, metavar="FILE", help="the run's YAML file")
     parser.add_argument(
         "--set",
         action="append",
@@ -97,12 +97,15 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, review, export, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, doctor."""
+    from rbft.evaluation.cli import register as register_predictions
+
     _add_init(subparsers)
     _add_validate(subparsers)
     _add_import(subparsers)
     _add_plan(subparsers)
     _add_review(subparsers)
+    register_predictions(subparsers, add_run_arguments)
     _add_export(subparsers)
     _add_doctor(subparsers)
 
@@ -177,24 +180,29 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _add_import(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("import", help="write the manifest of a run's data: labels, splits, hashes")
-    add_run_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="FILE", help="the manifest.parquet to write")
-    parser.set_defaults(handler=_import)
+    from rbft.importing import add_formats
+
+    parser = subparsers.add_parser(
+        "import", help="write a manifest and a data card: of a run's data, SmartHome, MultiHateClip, LLaVA-style JSON"
+    )
+    add_run_arguments(parser, required=False)
+    parser.add_argument("--out", metavar="FILE", help="the manifest.parquet to write; the data card goes beside it")
+    parser.set_defaults(handler=_import, read_format=None)
+    add_formats(parser)
 
 
-def _import(arguments: argparse.Namespace) -> None:
-    from rbft.data.manifest import validate_examples, write_manifest
-    from rbft.data.source import read_examples
-    from rbft.data.split import check_leaks, hash_videos
+def _import(arguments: argparse.Namespace) -> int:
+    from rbft.importing import import_run
 
-    config = read_run(arguments)
-    examples = read_examples(config.data, config.task, config.seed)
-    validate_examples(examples, config.task, require_labels=not config.evaluation.takes_unlabelled)
-    examples = hash_videos(examples, ".")
-    check_leaks(examples)
-    write_manifest(examples, arguments.out)
-    print(f"wrote {len(examples)} videos to {arguments.out}; a run reads it as data.manifest, in place of the source it was made from")
+    if arguments.read_format:
+        imported = arguments.read_format(arguments)
+    elif arguments.config and arguments.out:
+        imported = import_run(read_run(arguments), arguments.out)
+    else:
+        raise ConfigError("import needs --config and --out, or a format that needs no run file; see `rbft import --help`")
+    print(imported)
+    code: int = imported.exit_code
+    return code
 
 
 def _add_plan(subparsers: Subparsers) -> None:

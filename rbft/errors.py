@@ -139,7 +139,7 @@ class EngineCrashError(EngineError):
 
 
 class TrainingError(RBFTError):
-    """Trying again meets it again. Raised by all ranks of a process group alike: one that only some meet is another's, or they would hang."""
+    """Trying again meets it again. All ranks of a process group raise it alike; what only one meets is of another kind."""
 
     code = "training"
 

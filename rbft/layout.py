@@ -9,7 +9,10 @@
 <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
 <run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json, COMPLETE.json; of an API model also
                                                 usage.json and answers/
+<run>/calibration/<system>/<fingerprint>/       the same for the validation videos, if evaluation.calibrate, with calibration.json
 <run>/rationale-check/<system>/<fingerprint>/   parts/ of what a model wrote about held-out videos after training, if that was asked for
+<run>/looking/boxes-<fingerprint>.parquet       where the base model sees objects, if `evaluation.masking.find` is grounding
+<run>/reproduction/table1.{html,json}, …         the paper's tables with this run's rows
 <run>/report.html, summary.json
 """
 
@@ -48,11 +51,22 @@ class RunLayout:
     def rationales(self, fingerprint: str) -> str:
         return f"{self.root}/rationales/{fingerprint}"
 
+    def looking(self, name: str, fingerprint: str) -> str:
+        """Of `name` ("boxes") without its ending."""
+        return f"{self.root}/looking/{name}-{fingerprint}"
+
+    def reproduction(self, name: str) -> str:
+        """Of `name` ("table1") without its ending."""
+        return f"{self.root}/reproduction/{name}"
+
     def train(self, system: str, stage: Stage, fingerprint: str) -> str:
         return f"{self.root}/train/{system}/{stage}/{fingerprint}"
 
     def evaluation(self, system: str, fingerprint: str) -> str:
         return f"{self.root}/evaluation/{system}/{fingerprint}"
+
+    def calibration(self, system: str, fingerprint: str) -> str:
+        return f"{self.root}/calibration/{system}/{fingerprint}"
 
     def rationale_check(self, system: str, fingerprint: str) -> str:
         return f"{self.root}/rationale-check/{system}/{fingerprint}"

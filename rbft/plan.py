@@ -24,7 +24,7 @@ from rbft.records import SPLITS, Example, VideoSpec
 from rbft.systems import System, parse_systems
 from rbft.task import Message
 from rbft.training.memory import Remedy, SampleSize, TrainingMemory, remedies, training_memory
-from rbft.video.sampling import fit_size, sample_times
+from rbft.video.sampling import fit_size, sample_times, video_tokens
 
 if TYPE_CHECKING:
     from rbft.models.chat import ChatAdapter
@@ -139,7 +139,8 @@ def build_plan(config: RunConfig, gpu_memory_bytes: int | None = None) -> Plan:
     rationale = SampleTokens(_prompt_tokens(task.rationale_messages, contexts, adapter), video, config.generation.max_new_tokens)
     classify = SampleTokens(_prompt_tokens(task.question_messages, contexts, adapter), video, _answer_tokens(task.labels, adapter))
     engine, training = config.engine, config.training
-    asked = [example for example in examples or () if example.split == config.evaluation.split and example.label is not None]
+    scored = {config.evaluation.split, *(["validation"] if config.evaluation.calibrate else [])}
+    asked = [example for example in examples or () if example.split in scored and example.label is not None]
     steps: list[InferenceStep | TrainingStep] = []
     if config.evaluation.needs_rationales:
         writer, num_gpus = ("openai", 0.0) if config.teacher.server else ("vllm", engine.num_gpus)
@@ -198,11 +199,6 @@ def _specialised(classifier: VideoClassifierConfig, num_videos: int | None, num_
         f"train {classifier.name}: {_known(num_videos)} videos x {epochs} in batches of {classifier.global_batch_size} = {least}"
         f"{_known(num_steps)} optimiser steps, then {_known(num_asked)} videos to predict"
     )
-
-
-def video_tokens(num_frames: int, height: int, width: int, side: int, temporal_patch_size: int) -> int:
-    """T/2 x H/28 x W/28 for Qwen2-VL and Qwen2.5-VL: one token a `side` x `side` square of `temporal_patch_size` frames."""
-    return num_frames // temporal_patch_size * (height // side) * (width // side)
 
 
 def _read_examples(config: RunConfig, notes: list[str]) -> list[Example] | None:

@@ -93,6 +93,23 @@ def parse_system(name: str) -> System:
     )
 
 
+MaskKind = Literal["object", "random"]
+"""What masks hide: objects, or as much at random places (paper, Table 5)."""
+MASK_KINDS: tuple[MaskKind, ...] = ("random", "object")
+
+
+def behind_masks(system: str, kind: MaskKind) -> str:
+    """What `system` is called when it sees every video behind masks: "rb-ft+object-masks". Such a name is never one of a configuration."""
+    return f"{system}+{kind}-masks"
+
+
+def split_masks(name: str) -> tuple[str, MaskKind | None]:
+    """The system and the masks of a name that `behind_masks` made; any other name is itself, without masks."""
+    system, _, masks = name.partition("+")
+    kind = next((kind for kind in MASK_KINDS if masks == f"{kind}-masks"), None)
+    return (name, None) if kind is None else (system, kind)
+
+
 def parse_systems(names: Iterable[str]) -> list[System]:
     return [parse_system(name) for name in names]
 

@@ -129,7 +129,7 @@ class Task(BaseModel):
         return sections
 
 
-_DENIAL = re.compile(r"(?<![\w-])(?:not|never|neither|nor|no|non|isn't|isn’t)\s+(?:an?\s+)?$")
+_DENIAL = re.compile(r"(?<![\w-])(?:not|never|neither|nor|no|non|nothing|isn't|isn’t)\s+(?:an?\s+)?$")
 """What stands right before a label that is named but not given: "not abnormal"."""
 
 _MARK = r"[ \t]*(?:[-+•>#*_ \t]|\(?\d{1,2}[.)])*"

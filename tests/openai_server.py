@@ -18,7 +18,8 @@ Reply = tuple[int, dict[str, str], Any]
 
 def completion(content: str | None = "A dog.", finish_reason: str | None = "stop", **message: object) -> Reply:
     choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": content, **message}}
-    return 200, {}, {"object": "chat.completion", "choices": [choice], "usage": {"prompt_tokens": 21, "completion_tokens": 4}}
+    usage = {"prompt_tokens": 21, "completion_tokens": 4}
+    return 200, {}, {"object": "chat.completion", "model": "m-2026-01-31", "created": 1767225600, "choices": [choice], "usage": usage}
 
 
 def failure(status: int, message: str = "no", **headers: str) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from rbft import cli
 from rbft.data.manifest import read_manifest
 from rbft.errors import LeakError
 
-OWN_VERBS = ("init", "validate", "import", "plan", "review", "export", "doctor")
+OWN_VERBS = ("init", "validate", "import", "plan", "review", "compare", "predictions", "export", "doctor")
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_the_verbs_of_the_library_come_from_the_entry_points() -> None:
     parser, _ = cli.build_parser()
     text = parser.format_help()
     for verb in OWN_VERBS:
-        assert f"    {verb} " in text
+        assert re.search(rf"^    {verb}\s", text, re.MULTILINE)
 
 
 def test_a_group_of_verbs_that_cannot_be_imported_does_not_take_the_others_along(tmp_path: Path) -> None:

@@ -343,9 +343,11 @@ def test_paths_in_a_file_are_relative_to_it_and_those_of_overrides_to_where_the_
     config = load_config(run_file)
     assert config.data.folder == str(tmp_path / "videos")
     assert config.model.path == str(tmp_path / "model")
-    config = load_config(run_file, ["data.folder=clips", "model.path=./other", "task=windows.yaml"])
+    overrides = ["data.folder=clips", "model.path=./other", "task=windows.yaml", "evaluation.masking.boxes=boxes.parquet"]
+    config = load_config(run_file, overrides)
     assert config.data.folder == str(elsewhere / "clips")
     assert config.model.path == str(elsewhere / "other")
+    assert config.evaluation.masking.boxes == str(elsewhere / "boxes.parquet")
     assert config.task.name == "windows"
 
 
@@ -416,7 +418,7 @@ def test_the_papers_api_models_are_known(run_file: Path, name: str) -> None:
     [
         ("[gpt-5-nano]", "'gpt-5-nano' is none of the models we know (gpt-4.1, "),
         ("[{name: rb-ft, url: http://a/v1, model: m}]", "name 'rb-ft' is that of a system which is trained here"),
-        ("[gpt-4o, {name: gpt-4o, max_frames: 8}]", "api_models must have distinct names"),
+        ("[gpt-4o, {name: gpt-4o, max_frames: 8}]", "must have distinct names; 'gpt-4o' stands twice"),
         ("[{name: gpt-4o, price_per_million_input_tokens: 1}]", "give both prices"),
         ("[{name: gpt-4o, extra_body: {logprobs: true}}]", "set top_logprobs"),
         (

@@ -23,7 +23,7 @@ LAYERS = (
     ("data", "models"),
     ("engines",),
     ("rationales", "training", "evaluation", "baselines"),
-    ("client", "doctor", "plan", "review", "starter", "cli"),
+    ("client", "doctor", "plan", "review", "starter", "importing", "cli"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

@@ -15,9 +15,10 @@ from rbft.cli import main
 from rbft.config import RunConfig, TrainingConfig, load_config
 from rbft.data.manifest import write_manifest
 from rbft.models.shape import read_model_shape
-from rbft.plan import InferenceStep, Plan, Range, TrainingStep, build_plan, format_plan, video_tokens
+from rbft.plan import InferenceStep, Plan, Range, TrainingStep, build_plan, format_plan
 from rbft.records import Clip, Example
 from rbft.training.memory import SampleSize, TrainingMemory, training_memory
+from rbft.video.sampling import video_tokens
 from tests.tiny_models import make_tiny_model
 
 NUM_TRAIN, NUM_UNLABELLED, NUM_TEST = 35, 6, 10

@@ -117,6 +117,7 @@ def test_an_annotation_is_read_without_regard_to_case_and_space(written: str, la
         ("not abnormal", None),
         ("This is not an abnormal video.", None),
         ("It isn't normal.", None),
+        ("Nothing abnormal.", None),
         ("There is nothing here, neither normal", None),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,10 @@ class APIAnswer:
     """As the server counts them; None where it does not."""
     num_output_tokens: int | None = None
     """What is paid as output: a model's thoughts are among them."""
+    served_model: str | None = None
+    """The model that answered, as the server calls it."""
+    answered_s: float | None = None
+    """When, in seconds since 1970, by the server's clock."""
     is_from_cache: bool = False
     error_code: str | None = None
 
@@ -31,6 +36,7 @@ class APIAnswer:
 def answer_schema() -> pa.Schema:
     fields = [pa.field("id", pa.string(), nullable=False), pa.field("text", pa.string()), pa.field("finish_reason", pa.string())]
     fields += [pa.field("num_input_tokens", pa.int64()), pa.field("num_output_tokens", pa.int64())]
+    fields += [pa.field("served_model", pa.string()), pa.field("answered_s", pa.float64())]
     fields += [pa.field("is_from_cache", pa.bool_(), nullable=False), pa.field("error_code", pa.string())]
     return pa.schema(fields, metadata={"rbft.schema": "api_answers", "rbft.schema_version": "1"})
 
@@ -40,7 +46,8 @@ def answers_table(answers: Sequence[APIAnswer]) -> pa.Table:
 
 
 def usage(model: APIModelConfig, answers: pa.Table) -> dict[str, Any]:
-    """What usage.json says of all `answers` (`answer_schema`): counts, tokens, US dollars at the prices of `model`.
+    """What usage.json says of all `answers` (`answer_schema`): counts, tokens, US dollars at the prices of `model`; which
+    models answered, and the first and the last day on which they did.
 
     `cost_usd` is what the answers cost when they were asked for, those from the cache too; `new_cost_usd` leaves those out. Both are None
     without prices.
@@ -48,9 +55,12 @@ def usage(model: APIModelConfig, answers: pa.Table) -> dict[str, Any]:
     rows = answers.to_pylist()
     codes = Counter(row["error_code"] for row in rows if row["error_code"] is not None)
     new = [row for row in rows if not row["is_from_cache"]]
+    times_s = [row["answered_s"] for row in rows if row["answered_s"] is not None]
     return {
         "model": model.model,
         "url": model.url,
+        "served_models": dict(Counter(row["served_model"] for row in rows if row["served_model"] is not None).most_common()),
+        "answered": [_date(min(times_s)), _date(max(times_s))] if times_s else [],
         "num_videos": len(rows),
         "num_from_cache": len(rows) - len(new),
         "num_refusals": codes.pop(ModelRefusedError.code, 0),
@@ -72,6 +82,10 @@ def usage_line(name: str, found: dict[str, Any]) -> str:
     if found["cost_usd"] is None:
         return f"{name}: {counts}; {tokens}; no prices given"
     return f"{name}: {counts}; {tokens}: {found['cost_usd']:.4f} USD, {found['new_cost_usd']:.4f} of it for those not from the cache"
+
+
+def _date(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
 
 
 def _sum(rows: Sequence[dict[str, Any]], column: str) -> int:

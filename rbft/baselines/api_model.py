@@ -105,6 +105,8 @@ class APIScorer:
             finish_reason=completion.finish_reason or "unknown",
             num_input_tokens=completion.usage.prompt_tokens if completion.usage else None,
             num_output_tokens=completion.usage.num_output_tokens if completion.usage else None,
+            served_model=completion.model,
+            answered_s=completion.created,
             is_from_cache=is_from_cache,
             error_code=prediction.error_code,
         )

@@ -15,12 +15,14 @@ from rbft.config.api_models import APIModelConfig
 from rbft.config.data import DataConfig, VideoConfig
 from rbft.config.engine import EngineConfig, GateName, GatesConfig, GenerationConfig, ModelConfig, OpenAIServerConfig, TeacherConfig
 from rbft.config.load import dump_config, load_config, load_task
+from rbft.config.looking import AttentionConfig, MaskingConfig
 from rbft.config.run import EvaluationConfig, RunConfig, ServeConfig
 from rbft.config.training import LoraConfig, ModelPart, OptimiserConfig, StageOptimisers, TrainingConfig, ValidationConfig
 from rbft.config.video_classifiers import VideoClassifierConfig
 
 __all__ = [
     "APIModelConfig",
+    "AttentionConfig",
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
@@ -28,6 +30,7 @@ __all__ = [
     "GatesConfig",
     "GenerationConfig",
     "LoraConfig",
+    "MaskingConfig",
     "ModelConfig",
     "ModelPart",
     "OpenAIServerConfig",

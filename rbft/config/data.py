@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from rbft.config.section import Section
 from rbft.records import SPLITS, VideoSpec
 
+DEFAULT_FRACTIONS = {"train": 0.8, "test": 0.2}
+"""Readings, 17."""
+
 
 class DataConfig(Section):
     """Where the videos and labels come from. Exactly one of `manifest`, `annotations`, `folder`, `smarthome`, `multihateclip`."""
@@ -22,15 +25,19 @@ class DataConfig(Section):
     folder: str | None = None
     """A folder with one sub-folder a class."""
     smarthome: str | None = None
-    """The folder with the SmartHome annotation files."""
+    """The folder with the SmartHome annotation files, or one of those."""
     multihateclip: str | None = None
-    """The folder with the MultiHateClip TSVs and text.json."""
+    """The folder with the MultiHateClip TSVs, and text.json for `with_text`."""
+    with_text: bool = False
+    """MultiHateClip: put title and transcript before the prompt (beyond the paper: readings, 19)."""
     video_root: str | None = None
     """What relative video paths are relative to; by default the folder of the annotation file."""
     split_file: str | None = None
     """A published split: ids by split (readings, 17). Wins over fractions."""
-    fractions: dict[str, float] = Field(default_factory=lambda: {"train": 0.8, "test": 0.2})
+    fractions: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_FRACTIONS))
     """Used where the data carries no split (readings, 17: stratified, seeded 80/20)."""
+    title: str | None = None
+    """What the data are called in print; by default the run's name."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
     """A job with a larger share of unusable videos fails at its end, with the list."""
 
@@ -41,6 +48,8 @@ class DataConfig(Section):
             raise ValueError(f"give exactly one of manifest, annotations, folder, smarthome, multihateclip; got {sources or 'none'}")
         if self.columns and not self.annotations:
             raise ValueError("columns says how to read annotations, and none are given; remove it or give annotations")
+        if self.with_text and not self.multihateclip:
+            raise ValueError("with_text is about multihateclip, which is not given; remove it")
         if self.folder and self.video_root:
             raise ValueError("video_root has no meaning beside folder, whose videos lie below it; remove one of them")
         unknown = sorted(set(self.fractions) - set(SPLITS))

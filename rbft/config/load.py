@@ -54,7 +54,8 @@ _PATH_KEYS = {
     ("model",): ("path",),
     ("teacher", "model"): ("path",),
     ("training",): ("clip_cache_folder",),
-    ("evaluation",): ("api_cache",),
+    ("evaluation", "masking"): ("boxes",),
+    ("evaluation",): ("api_cache", "attributes"),
     ("evaluation", "video_classifiers"): ("path",),
 }
 

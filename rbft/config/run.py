@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from rbft.config.api_models import APIModelConfig
 from rbft.config.data import DataConfig, VideoConfig
 from rbft.config.engine import EngineConfig, GatesConfig, GenerationConfig, ModelConfig, TeacherConfig
+from rbft.config.looking import AttentionConfig, MaskingConfig
 from rbft.config.section import Section
 from rbft.config.training import TrainingConfig
 from rbft.config.video_classifiers import VideoClassifierConfig
@@ -29,13 +30,19 @@ class EvaluationConfig(Section):
     split: Literal["train", "validation", "test"] = "test"
     engine: Literal["vllm", "hf"] = "vllm"
     """What scores: vLLM, or plain transformers (quicker to start; the same numbers to 2e-3)."""
-    bootstrap_samples: int = Field(2000, ge=100)
     max_new_tokens: int = Field(16, gt=0)
     """For the "generate" mode (readings, 12)."""
+    calibrate: bool = False
+    """Whether the validation split is scored too, and a temperature and a threshold fitted on it; the report has both numbers, with and
+    without them (readings, 12). They change no prediction that is kept."""
     num_report_samples: int = Field(12, ge=0)
+    attributes: str | None = None
+    """A CSV, TSV, JSONL or Parquet file with a column `id` and others by whose values failures are counted, beside label and category."""
     rationale_check: int = Field(0, ge=0)
     """Held-out videos that every model with a stage 1 explains again after stage 2; the report has the share of its rationales that pass
     the gates, before and after (readings, 27). 0 asks for none."""
+    masking: MaskingConfig = MaskingConfig()
+    attention: AttentionConfig = AttentionConfig()
 
     @model_validator(mode="after")
     def _systems_are_distinct(self) -> EvaluationConfig:
@@ -46,33 +53,30 @@ class EvaluationConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _api_models_have_names_of_their_own(self) -> EvaluationConfig:
-        names = [model.name for model in self.api_models]
-        if len(set(names)) != len(names):
-            raise ValueError(f"api_models must have distinct names; got {', '.join(names)}")
+    def _others_have_names_of_their_own(self) -> EvaluationConfig:
+        for name in self._others:
+            if self._others.count(name) > 1:
+                raise ValueError(f"api_models and video_classifiers must have distinct names; {name!r} stands twice")
+            try:
+                parse_system(name)
+            except ValueError:
+                continue
+            raise ValueError(f"name {name!r} is that of a system which is trained here; give the API model or video classifier another")
         return self
 
     @model_validator(mode="after")
-    def _video_classifiers_have_names_of_their_own(self) -> EvaluationConfig:
-        names = self._names
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"video_classifiers must have names of their own; {name!r} stands twice")
-        for classifier in self.video_classifiers:
-            try:
-                parse_system(classifier.name)
-            except ValueError:
-                continue
-            raise ValueError(f"video_classifiers: name {classifier.name!r} is that of a system which is trained here; give another")
+    def _is_not_tested_on_what_it_is_calibrated_on(self) -> EvaluationConfig:
+        if self.calibrate and self.split == "validation":
+            raise ValueError("calibrate fits on the validation split, so that evaluation.split must be another; leave one of them out")
         return self
 
     @property
     def all_systems(self) -> tuple[str, ...]:
         """Every system that is evaluated, in the order of a report: API models first, then specialised video models."""
-        return (*self._names, *self.systems)
+        return (*self._others, *self.systems)
 
     @property
-    def _names(self) -> list[str]:
+    def _others(self) -> list[str]:
         return [*(model.name for model in self.api_models), *(classifier.name for classifier in self.video_classifiers)]
 
     @property

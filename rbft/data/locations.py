@@ -58,23 +58,30 @@ def list_videos(root: str | Path) -> dict[str, str]:
 
 
 class VideosByName:
-    """Finds the video of an id below a folder: the file whose name without extension is the id."""
+    """Finds the video of an id below a folder: the file whose name without extension is the id, else the one in a folder of that name."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = root
-        self._by_stem: dict[str, list[str]] = {}
-        for relative, location in list_videos(root).items():
-            self._by_stem.setdefault(PurePosixPath(relative).stem, []).append(location)
+        found = list_videos(root)
+        self.locations = frozenset(found.values())
+        by_stem: dict[str, list[str]] = {}
+        by_folder: dict[str, list[str]] = {}
+        for relative, location in found.items():
+            path = PurePosixPath(relative)
+            by_stem.setdefault(path.stem, []).append(location)
+            by_folder.setdefault(path.parent.name, []).append(location)
+        alone = {name: locations for name, locations in by_folder.items() if name and len(locations) == 1}
+        self._by_name = alone | by_stem
 
     def __contains__(self, id: str) -> bool:
-        return id in self._by_stem
+        return id in self._by_name
 
     def locate(self, id: str) -> str:
         """The location of the video of `id`; where there is none, the place where it is expected, so that it is reported as missing.
 
         Raises `DataError` if several files have that name.
         """
-        found = self._by_stem.get(id, [])
+        found = self._by_name.get(id, [])
         if len(found) > 1:
             raise DataError(f"{self.root}: several videos are called {id!r} ({', '.join(found[:3])}); keep one of them")
         return found[0] if found else resolve_uri(f"{id}.mp4", self.root)

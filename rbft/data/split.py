@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -77,13 +77,13 @@ def read_split_file(path: str | Path) -> dict[str, str]:
     return split_by_id
 
 
-def apply_split_file(examples: Sequence[Example], path: str | Path) -> list[Example]:
+def apply_split_file(examples: Sequence[Example], path: str | Path, *, also_known: Collection[str] = ()) -> list[Example]:
     """The examples that the split file at `path` names, each with its split; the others are left out, and their number is logged.
 
-    An id may be written with a video's extension. Raises `DataError` if the file names an id that is not among `examples`, since a test
-    set would shrink unseen.
+    An id may be written with a video's extension. Raises `DataError` if the file names an id that is neither among `examples` nor
+    `also_known` (left out for a reason that was told), since a test set would shrink unseen.
     """
-    known = {example.id for example in examples}
+    known = {example.id for example in examples} | set(also_known)
     split_by_id: dict[str, str] = {}
     unknown = []
     for written, split in read_split_file(path).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,10 @@ from rbft import storage
 from rbft.data.locations import resolve_uri
 from rbft.data.manifest import find_problems, read_manifest
 from rbft.data.split import Leak, find_leaks, hash_videos
-from rbft.errors import ArtifactError, VideoError
-from rbft.records import SPLITS, Example, VideoSpec
+from rbft.data.survey import survey_videos
+from rbft.data.trivial import trivial_answers
+from rbft.errors import ArtifactError
+from rbft.records import SPLITS, Example
 from rbft.task import Task
 
 NO_SPLIT = "(no split)"
@@ -104,7 +105,7 @@ def validate_dataset(
     # Compared as locations: two rows may write the path of one file differently.
     examples = [replace(example, uri=resolve_uri(example.uri, base)) if example.uri.strip() else example for example in examples]
     problems = find_problems(examples, task, require_labels=require_labels)
-    missing = _missing(examples)
+    missing = missing_videos(examples)
     if examples and len(missing) == len(examples):
         problems.append(f"none of the {len(examples)} videos has a file, e.g. {next(iter(missing.values()))}; check video_root")
     present = [example for example in examples if example.id not in missing and example.uri.strip()]
@@ -117,9 +118,9 @@ def validate_dataset(
         counts=_counts(examples, task),
         problems=tuple(problems),
         leaks=tuple(find_leaks(examples)),
-        copies=_copies(examples),
+        copies=identical_files(examples),
         missing=missing,
-        unusable=_try(present) if probe_videos else {},
+        unusable=survey_videos(present).unusable if probe_videos else {},
         baselines=trivial_baselines(examples, task),
     )
 
@@ -127,7 +128,7 @@ def validate_dataset(
 def trivial_baselines(examples: Sequence[Example], task: Task) -> tuple[Baseline, ...]:
     """Majority label, and each category's majority label where there are categories; none where no labelled video is left to measure on.
 
-    An unseen category gets the majority label; ties go to the task's earlier label.
+    As `rbft.data.trivial` has them.
     """
     labelled = [example for example in examples if example.label in task.labels]
     train = [example for example in labelled if example.split == "train"]
@@ -136,19 +137,11 @@ def trivial_baselines(examples: Sequence[Example], task: Task) -> tuple[Baseline
         train = test = labelled
     if not test:
         return ()
-    majority = _majority(train, task)
-    baselines = [Baseline(f"always {majority!r}", sum(example.label == majority for example in test), len(test))]
-    categories = {example.category for example in train if example.category is not None}
-    if categories:
-        by_category = {category: _majority([row for row in train if row.category == category], task) for category in categories}
-        num_right = sum(by_category.get(example.category or "", majority) == example.label for example in test)
-        baselines.append(Baseline("each category's majority label", num_right, len(test)))
-    return tuple(baselines)
-
-
-def _majority(examples: Sequence[Example], task: Task) -> str:
-    counts = Counter(example.label for example in examples)
-    return max(task.labels, key=lambda label: (counts[label], -task.labels.index(label)))
+    answers = trivial_answers(train, test, task.labels)
+    return tuple(
+        Baseline(name, sum(given == example.label for given, example in zip(answer, test, strict=True)), len(test))
+        for name, answer in answers.items()
+    )
 
 
 def _counts(examples: Sequence[Example], task: Task) -> dict[str, dict[str, int]]:
@@ -160,7 +153,9 @@ def _counts(examples: Sequence[Example], task: Task) -> dict[str, dict[str, int]
     return {split: {label: counts[split][label] for label in labels if label in task.labels or counts[split][label]} for split in splits}
 
 
-def _missing(examples: Sequence[Example]) -> dict[str, str]:
+def missing_videos(examples: Sequence[Example]) -> dict[str, str]:
+    """Id -> location of the `examples` whose location holds no file."""
+
     def is_file(location: str) -> bool:
         try:
             where, path = storage.filesystem(location)
@@ -173,31 +168,13 @@ def _missing(examples: Sequence[Example]) -> dict[str, str]:
         return {example.id: example.uri for example, is_there in zip(examples, found, strict=True) if not is_there}
 
 
-def _copies(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
+def identical_files(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
+    """The groups of ids, each within one split, whose files hold the same bytes, where `sha256` is known."""
     groups: dict[tuple[str | None, str], dict[str, None]] = {}
     for example in examples:
         if example.sha256 is not None:
             groups.setdefault((example.split, example.sha256), {})[example.id] = None
     return tuple(tuple(ids) for ids in groups.values() if len(ids) > 1)
-
-
-def _try(examples: Sequence[Example]) -> dict[str, str]:
-    """Decode a little of every video, each in a child process with a deadline: a file that hangs a decoder must not hang us."""
-    from rbft.video.pool import DecodePool
-
-    spec = VideoSpec(fps=0.1, min_frames=2, max_frames=2, max_pixels=28 * 28)
-    num_workers = os.cpu_count() or 1
-    with DecodePool(num_workers) as pool, ThreadPoolExecutor(num_workers) as threads:
-
-        def why_not(example: Example) -> str | None:
-            try:
-                pool.decode(example.uri, spec, example.start_s, example.end_s)
-            except VideoError as error:
-                return f"{error.code}: {error}"
-            return None
-
-        answers = threads.map(why_not, examples)
-        return {example.id: why for example, why in zip(examples, answers, strict=True) if why is not None}
 
 
 def _folder_of(manifest: str | Path) -> str:

@@ -205,11 +205,7 @@ class HFEngine:
         return Generated(self.adapter.decode(kept), request.num_prompt_tokens, len(kept), finish_reason)
 
     def _inputs(self, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
-        """Model keyword arguments for the prompts, on the device, padded on the left, so that all end where the answer begins."""
-        batch = self.adapter.collate([request.prompt for request in requests], padding_side="left")
-        del batch["labels"]
-        pixels = batch["pixel_values_videos"].to(self._device, self._model.dtype)
-        return {name: value.to(self._device) for name, value in batch.items()} | {"pixel_values_videos": pixels}
+        return self.adapter.prompt_inputs([request.prompt for request in requests], self._model)
 
 
 def _one_line(error: BaseException) -> str:

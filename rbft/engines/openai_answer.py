@@ -48,6 +48,10 @@ class Usage(BaseModel):
 class Completion(BaseModel):
     choices: list[Choice] = Field(min_length=1)
     usage: Usage | None = None
+    model: str | None = None
+    """The one that answered, by its full name: what an alias stands for changes."""
+    created: float | None = None
+    """When, in seconds since 1970."""
 
     @property
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""The difference between two systems on the same clips, with paired bootstrap intervals."""
+"""The difference between two systems on the same clips: paired bootstrap intervals, tests, and the clips they differ on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from rbft.errors import DataError
-from rbft.evaluation.metrics import METRICS, NUM_RESAMPLES, Interval, Mode, answer_indices, interval95, score_confusions
+from rbft.evaluation.metrics import METRICS, NUM_RESAMPLES, Interval, Mode, answer, answer_indices, interval95, score_confusions
+from rbft.evaluation.probabilities import WITH_INTERVALS, probability_matrix, resample_probabilities
+from rbft.evaluation.significance import mcnemar_exact, paired_confusions, permutation_p_values
 from rbft.records import Prediction
 
 
 class Difference(BaseModel):
-    """One metric of a system minus that of its baseline, as a share in -1..1, with the 95 % interval of the paired bootstrap."""
+    """One metric of a system minus that of its baseline, in the metric's unit, with the 95 % interval of the paired bootstrap."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     ci95: Interval
+    permutation_p: float | None = None
+    """Two-sided p of the paired permutation test; None for metrics of probabilities, which it is not made for."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -38,6 +42,16 @@ class Comparison(BaseModel):
     num_clips: int
     differences: dict[str, Difference]
     """Metric of `METRICS` -> difference."""
+    mcnemar_p: float
+    """Two-sided p of McNemar's exact test of the two accuracies."""
+    only_system: tuple[str, ...]
+    """Ids of the clips that the system alone got right, sorted."""
+    only_baseline: tuple[str, ...]
+    """Ids of the clips that the baseline alone got right, sorted."""
+    both_wrong: tuple[str, ...]
+    """Ids of the clips on which they gave different answers that are both wrong, sorted."""
+    probability_differences: dict[str, Difference] = {}
+    """Metric of `WITH_INTERVALS` of the probabilities -> difference, on the clips for which both have some; empty where there are none."""
 
 
 def compare_predictions(
@@ -67,20 +81,48 @@ def compare_predictions(
     num_clips = int(counts.sum())
     draws = np.random.default_rng(seed).multinomial(num_clips, counts / num_clips, size=NUM_RESAMPLES)
     draws = np.concatenate([counts[None], draws])  # the first "draw" is the data itself
-    scores = []
-    for column in (1, 2):
-        cell = kinds[:, 0] * (num_labels + 1) + kinds[:, column]
-        membership = np.zeros((len(kinds), num_labels * (num_labels + 1)))
-        membership[np.arange(len(kinds)), cell] = 1
-        scores.append(score_confusions((draws @ membership).reshape(-1, num_labels, num_labels + 1)))
+    scores = [score_confusions(paired_confusions(kinds, draws, num_labels, column)) for column in (1, 2)]
     deltas = {name: scores[0][name] - scores[1][name] for name in METRICS}
+    p_values = permutation_p_values(kinds, counts, num_labels, seed=seed)
+    pairs = [
+        (one, answer(one, mode) == one.label, answer(one, mode), answer(other, mode)) for one, other in zip(system, baseline, strict=True)
+    ]
+    only_system = tuple(one.id for one, is_right, mine, other in pairs if is_right and mine != other)
+    only_baseline = tuple(one.id for one, _, mine, other in pairs if mine != other == one.label)
     return Comparison(
         system=names[0],
         baseline=names[1],
         mode=mode,
         num_clips=num_clips,
-        differences={name: Difference(value=float(delta[0]), ci95=interval95(delta[1:])) for name, delta in deltas.items()},
+        differences={
+            name: Difference(value=float(delta[0]), ci95=interval95(delta[1:]), permutation_p=p_values[name])
+            for name, delta in deltas.items()
+        },
+        mcnemar_p=mcnemar_exact(len(only_system), len(only_baseline)),
+        only_system=only_system,
+        only_baseline=only_baseline,
+        both_wrong=tuple(one.id for one, is_right, mine, other in pairs if mine != other and not is_right and other != one.label),
+        probability_differences=_probability_differences(system, baseline, labels, seed),
     )
+
+
+def _probability_differences(
+    system: Sequence[Prediction], baseline: Sequence[Prediction], labels: Sequence[str], seed: int
+) -> dict[str, Difference]:
+    both = {row.id for row in system if row.probabilities} & {row.id for row in baseline if row.probabilities}
+    if not both:
+        return {}
+    first, second = (
+        resample_probabilities(*probability_matrix([row for row in rows if row.id in both], labels)[:2], seed)
+        for rows in (system, baseline)
+    )
+    deltas = {name: first[name] - second[name] for name in WITH_INTERVALS}
+    defined = {name: delta[1:][np.isfinite(delta[1:])] for name, delta in deltas.items()}
+    return {
+        name: Difference(value=float(deltas[name][0]), ci95=interval95(draws))
+        for name, draws in defined.items()
+        if len(draws) and np.isfinite(deltas[name][0])
+    }
 
 
 def _check_paired(system: Sequence[Prediction], baseline: Sequence[Prediction], names: tuple[str, str]) -> None:

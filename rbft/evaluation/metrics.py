@@ -4,7 +4,8 @@ Everything is a function of the confusion matrix, intervals too: drawing n clips
 multinomial, so the bootstrap needs the counts alone and does not depend on the order of the clips.
 
 Covered: accuracy, per-class precision, recall and F1, macro-F1, balanced accuracy, coverage, percentile intervals, the majority baseline.
-Not covered: calibration, and the variance of training: an interval says what other test clips might have given, not other seeds.
+Not covered: what the probabilities are worth (`rbft.evaluation.probabilities`), and the variance of training: an interval says what other
+test clips might have given, not other seeds.
 """
 
 from __future__ import annotations

@@ -14,13 +14,15 @@ from rbft.evaluation.compare import Comparison
 from rbft.evaluation.figures import IntervalRow, frame_images, interval_plot, loss_plot
 from rbft.evaluation.metrics import METRICS, Metrics, metrics_from_confusion
 from rbft.evaluation.paper import SMARTHOME_LABELS, PaperRow, paper_table
+from rbft.evaluation.probabilities import ProbabilityMetrics
+from rbft.evaluation.reliability import reliability_plot
 from rbft.evaluation.report_data import ReportData
 from rbft.evaluation.tables import (
     METRIC_TITLES,
     difference_sentence,
     duration,
     interval,
-    majority_metrics,
+    p_text,
     percent,
     points,
     system_title,
@@ -34,7 +36,7 @@ def render_report(report: ReportData) -> str:
     """The report as one HTML page."""
     filters = {
         **{"percent": percent, "interval": interval, "points": points, "duration": duration},
-        **{"system_title": system_title, "frame_images": frame_images},
+        **{"system_title": system_title, "frame_images": frame_images, "p_text": p_text},
     }
     return html_environment("rbft.evaluation", **filters).get_template(_TEMPLATE).render(_context(report))
 
@@ -45,8 +47,7 @@ def write_report(report: ReportData, uri: str) -> None:
 
 
 def _context(report: ReportData) -> dict[str, Any]:
-    first = report.systems[0].main if report.systems else None
-    majority = majority_metrics(first) if first else None
+    majority = next(iter(report.baselines.values()), None)
     likelihood = [(system.name, system.likelihood) for system in report.systems if system.likelihood is not None]
     modes = [("By label likelihood", likelihood)] if likelihood else []
     generate = [(system.name, system.generate) for system in report.systems if system.generate is not None]
@@ -59,6 +60,9 @@ def _context(report: ReportData) -> dict[str, Any]:
         "modes": modes,
         "by_text": any(system.likelihood is None for system in report.systems),
         "majority": majority,
+        "ranked": _ranked(report),
+        "reliability": [(title, reliability_plot(found, description=f"reliability of {title}")) for title, found, _ in _ranked(report)],
+        "slices": _slice_rows(report),
         "metric_plots": [(METRIC_TITLES[name], _metric_plot(report, majority, name)) for name in METRICS] if majority else [],
         "comparison_plots": [(METRIC_TITLES[name], _comparison_plot(report.comparisons, name)) for name in METRICS]
         if report.comparisons
@@ -68,6 +72,31 @@ def _context(report: ReportData) -> dict[str, Any]:
     }
 
 
+def _ranked(report: ReportData) -> list[tuple[str, ProbabilityMetrics, Metrics]]:
+    """(title, metrics of the probabilities, metrics of the answers), a calibrated system after the same without."""
+    rows = []
+    for system in report.systems:
+        if system.probabilities is not None:
+            rows.append((system_title(system.name), system.probabilities, system.main))
+        if system.calibrated is not None:
+            fitted = system.calibrated.calibration
+            answered = "" if fitted.threshold is None else f", answered from {fitted.threshold:.3f}"
+            title = f"… calibrated: temperature {fitted.temperature:.3f}{answered}"
+            rows.append((title, system.calibrated.probabilities, system.calibrated.likelihood))
+    return rows
+
+
+def _slice_rows(report: ReportData) -> list[tuple[str, str, int, list[Metrics | None]]]:
+    """(what divides, name, clips, each system's metrics) of every slice of any system."""
+    keys = dict.fromkeys((part.by, part.name) for system in report.systems for part in system.slices)
+    by_system = [{(part.by, part.name): part.metrics for part in system.slices} for system in report.systems]
+    rows = []
+    for by, name in keys:
+        found = [slices.get((by, name)) for slices in by_system]
+        rows.append((by, name, max(metrics.num_clips for metrics in found if metrics), found))
+    return rows
+
+
 def _metric_plot(report: ReportData, majority: Metrics, metric: str) -> Markup:
     rows = [
         IntervalRow(
@@ -75,7 +104,7 @@ def _metric_plot(report: ReportData, majority: Metrics, metric: str) -> Markup:
         )
         for system in report.systems
     ]
-    description = f"{METRIC_TITLES[metric]} by system with 95 % intervals, per cent; the dashed line is the majority baseline"
+    description = f"{METRIC_TITLES[metric]} by system with 95 % intervals, per cent; the dashed line is the first baseline"
     return interval_plot(rows, description=description, ends=(0.0, 1.0), reference=getattr(majority, metric))
 
 

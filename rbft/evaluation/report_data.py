@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from rbft.evaluation.calibration import Calibration, apply_calibration
 from rbft.evaluation.compare import Comparison, compare_predictions
 from rbft.evaluation.curves import LossCurve
 from rbft.evaluation.metrics import Metrics, answered_modes, evaluate_predictions
+from rbft.evaluation.probabilities import ProbabilityMetrics, evaluate_probabilities, has_probabilities
+from rbft.evaluation.slices import Slice, category_groups, duration_groups, slice_metrics
+from rbft.evaluation.tables import own_majority
+from rbft.evaluation.trivial import baseline_predictions
 from rbft.records import Clip, Example, Prediction, Rationale
 from rbft.task import Task
 
@@ -19,6 +24,15 @@ MAIN_SYSTEM = "rb-ft"
 BASELINES = ("direct-sft-2", "direct-sft-1")
 """What the main system is compared with; the equal budget first, as it is the headline."""
 UNLABELLED = "no label"
+
+
+@dataclass(frozen=True)
+class CalibratedResult:
+    """The same system with what was fitted on the validation split."""
+
+    calibration: Calibration
+    likelihood: Metrics
+    probabilities: ProbabilityMetrics
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,12 @@ class SystemResult:
     """None where the system tells no probabilities; then there is `generate`."""
     generate: Metrics | None
     """None where the system was not asked for text."""
+    probabilities: ProbabilityMetrics | None = None
+    """None where it gave none."""
+    calibrated: CalibratedResult | None = None
+    """None where nothing was calibrated."""
+    slices: tuple[Slice, ...] = ()
+    """Of `main`: categories, durations, each only where the videos have them."""
 
     @property
     def main(self) -> Metrics:
@@ -84,6 +104,8 @@ class ReportData:
     """Split -> label -> videos, in the order of the manifest's splits and the task's labels."""
     systems: tuple[SystemResult, ...]
     comparisons: tuple[Comparison, ...]
+    baselines: dict[str, Metrics] = field(default_factory=dict)
+    """Name -> metrics of answers that look at no video: fitted on the training labels, or where there are none on the tested clips."""
     curves: tuple[LossCurve, ...] = ()
     samples: tuple[SampleStrip, ...] = ()
     rationales: RationaleStatistics | None = None
@@ -109,16 +131,22 @@ def report_data(
     wall_s: Mapping[str, float] | None = None,
     versions: Mapping[str, str] | None = None,
     provenance: Mapping[str, str] | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
+    durations_s: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> ReportData:
     """The report of a run: metrics of every system in the order of `predictions`, the main comparisons, and the strips of `sample_ids`.
 
-    `rationales` are what stage 1 was trained on (for the statistics); `sample_rationales` maps the id of a shown video to its rationale.
+    `rationales` are what stage 1 was trained on (for the statistics); `sample_rationales` maps the id of a shown video to its rationale;
+    `calibrations` maps systems to what was fitted for them; `durations_s` maps ids to the seconds of their clips, for the slices.
 
     Raises:
         DataError: predictions that cannot be evaluated or paired.
     """
-    systems = tuple(_result(name, rows, task, seed) for name, rows in predictions.items())
+    tested = {row.id for rows in predictions.values() for row in rows}
+    groups = {"category": category_groups(example for example in examples if example.id in tested)}
+    groups["duration"] = duration_groups({id_: seconds for id_, seconds in (durations_s or {}).items() if id_ in tested})
+    systems = tuple(_result(name, rows, task, groups, (calibrations or {}).get(name), seed) for name, rows in predictions.items())
     comparisons = tuple(
         compare_predictions(predictions[MAIN_SYSTEM], predictions[baseline], task.labels, names=(MAIN_SYSTEM, baseline), seed=seed)
         for baseline in BASELINES
@@ -130,6 +158,7 @@ def report_data(
         split_counts=_split_counts(examples, task),
         systems=systems,
         comparisons=comparisons,
+        baselines=_baselines(examples, tested, task, systems),
         curves=tuple(curves),
         samples=_strips(sample_ids, predictions, clips or {}, sample_rationales or {}),
         rationales=rationale_statistics(rationales) if rationales else None,
@@ -167,9 +196,43 @@ def rationale_statistics(rationales: Iterable[Rationale]) -> RationaleStatistics
     )
 
 
-def _result(name: str, rows: Sequence[Prediction], task: Task, seed: int) -> SystemResult:
-    found = {mode: evaluate_predictions(rows, task.labels, mode, seed=seed) for mode in answered_modes(rows)}
-    return SystemResult(name, found.get("likelihood"), found.get("generate"))
+def _result(
+    name: str,
+    rows: Sequence[Prediction],
+    task: Task,
+    groups: Mapping[str, Mapping[str, set[str]]],
+    calibration: Calibration | None,
+    seed: int,
+) -> SystemResult:
+    modes = answered_modes(rows)
+    found = {mode: evaluate_predictions(rows, task.labels, mode, seed=seed) for mode in modes}
+    slices = (slice_metrics(rows, task.labels, ids, by=by, mode=modes[0], seed=seed) for by, ids in groups.items())
+    return SystemResult(
+        name=name,
+        likelihood=found.get("likelihood"),
+        generate=found.get("generate"),
+        probabilities=evaluate_probabilities(rows, task.labels, seed=seed) if has_probabilities(rows) else None,
+        calibrated=_calibrated(rows, task, calibration, seed) if calibration and has_probabilities(rows) else None,
+        slices=tuple(part for parts in slices for part in parts),
+    )
+
+
+def _calibrated(rows: Sequence[Prediction], task: Task, calibration: Calibration, seed: int) -> CalibratedResult:
+    after = apply_calibration(rows, calibration)
+    return CalibratedResult(
+        calibration=calibration,
+        likelihood=evaluate_predictions(after, task.labels, "likelihood", seed=seed),
+        probabilities=evaluate_probabilities(after, task.labels, seed=seed),
+    )
+
+
+def _baselines(examples: Sequence[Example], tested: set[str], task: Task, systems: Sequence[SystemResult]) -> dict[str, Metrics]:
+    test = [example for example in examples if example.id in tested and example.label is not None]
+    train = [example for example in examples if example.split == "train" and example.id not in tested]
+    found = baseline_predictions(train, test, task.labels)
+    if not found:
+        return own_majority(systems[0].main) if systems else {}
+    return {name: evaluate_predictions(rows, task.labels) for name, rows in found.items()}
 
 
 def _split_counts(examples: Sequence[Example], task: Task) -> dict[str, dict[str, int]]:

@@ -11,6 +11,7 @@ from rbft.records import Example, Prediction, VideoSpec
 from rbft.task import Task
 
 if TYPE_CHECKING:
+    from rbft.evaluation.looking.masking import Masker
     from rbft.video.budget import FrameBudget
     from rbft.video.pool import DecodePool
 
@@ -18,13 +19,25 @@ if TYPE_CHECKING:
 class Scorer:
     """Uses an engine and a pool; any number of `predict` calls may run at once, as many as `budget` has room for."""
 
-    def __init__(self, engine: Engine, pool: DecodePool, task: Task, spec: VideoSpec, *, max_new_tokens: int, budget: FrameBudget) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        pool: DecodePool,
+        task: Task,
+        spec: VideoSpec,
+        *,
+        max_new_tokens: int,
+        budget: FrameBudget,
+        masker: Masker | None = None,
+    ) -> None:
+        """With a `masker` the engine sees every clip behind its masks (paper, Table 5)."""
         self._engine = engine
         self._pool = pool
         self._task = task
         self._spec = spec
         self._max_new_tokens = max_new_tokens
         self._budget = budget
+        self._masker = masker
 
     async def predict(self, example: Example) -> Prediction:
         """What the engine's model says about `example`. Raises `EngineGoneError` only."""
@@ -33,6 +46,8 @@ class Scorer:
             try:
                 clip = await self._pool.decode_async(example.uri, self._spec, example.start_s, example.end_s)
                 place.hold(clip)
+                if self._masker is not None:
+                    clip = (await self._masker.mask(example.id, clip)).clip
                 answer = await self._engine.answer(clip, messages, self._task.labels, self._max_new_tokens)
             except EngineGoneError:
                 raise

@@ -175,6 +175,13 @@ class ChatAdapter:
             batch["token_weights"] = pad([torch.full_like(sample.labels_L, sample.weight, dtype=torch.float32) for sample in samples])
         return batch
 
+    def prompt_inputs(self, samples: Sequence[EncodedSample], model: Any) -> dict[str, torch.Tensor]:
+        """Keyword arguments of `model` for the prompts, on its device, padded on the left, so that all end where the answer begins."""
+        batch = self.collate(samples, padding_side="left")
+        del batch["labels"]
+        pixels = batch["pixel_values_videos"].to(model.device, model.dtype)
+        return {name: value.to(model.device) for name, value in batch.items()} | {"pixel_values_videos": pixels}
+
     def vllm_prompt(self, clip: Clip, messages: Sequence[Message], answer_prefix: Sequence[int] = ()) -> dict[str, Any]:
         """The same conversation as vLLM's `TokensPrompt`; `answer_prefix` are token ids the assistant has said already."""
         metadata = self.video_metadata(clip) | {"do_sample_frames": False}

@@ -69,6 +69,9 @@ def build_engine(
         config=deepspeed_config(training, optimiser.max_grad_norm),
         dist_init_required=False,
     )
+    if dist.get_world_size() == 1 and not engine.zero_optimization():
+        # There is nobody to agree with, and DeepSpeed would copy all gradients together and apart again at every step.
+        engine.enable_backward_allreduce = False
     return engine
 
 

@@ -127,9 +127,9 @@ def check_kernels(engine: Any, batch: MicroBatch, precision: str) -> float:
     difference = _difference((loss, expected))
     if difference > TOLERANCE[precision]:
         raise TrainingError(
-            f"rank {rank}'s first micro-batch has a loss of {loss:.6f} a token with the kernels in use and {expected:.6f} with transformers' "
-            "own; set training.fused_kernels=off or training.batching=padded, and report it with the versions of torch, transformers, "
-            "flash-attn and liger-kernel"
+            f"rank {rank}'s first micro-batch has a loss of {loss:.6f} a token with the kernels in use and {expected:.6f} with "
+            "transformers' own; set training.fused_kernels=off or training.batching=padded, and report it with the versions of torch, "
+            "transformers, flash-attn and liger-kernel"
         )
     return difference
 

@@ -69,7 +69,7 @@ def _quick(
     if num_threads > 1:
         num_threads *= _THREADS_PER_CORE.get(codec.name, 1)
     codec.thread_count, codec.thread_type = min(num_threads, _MAX_THREADS.get(codec.name, num_threads)), "AUTO"
-    wanted_keys, is_spare = frozenset(wanted), spare_test(stream)
+    wanted_keys, is_spare = frozenset(wanted), spare_test(stream, packets)
     needed = zip(packets, index.packets_for(frames).tolist(), strict=True)
     chosen = [(packet, is_needed) for packet, is_needed in needed if not is_needed or packet.pts in wanted_keys or not is_spare(packet)]
     due, place = deque(_frames_due(chosen)), 0

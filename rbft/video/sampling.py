@@ -76,5 +76,10 @@ def fit_size(height: int, width: int, spec: VideoSpec) -> tuple[int, int]:
     return min(fit_height, longest), min(fit_width, longest)
 
 
+def video_tokens(num_frames: int, height: int, width: int, side: int, temporal_patch_size: int) -> int:
+    """T/2 x H/28 x W/28 for Qwen2-VL and Qwen2.5-VL: one token a `side` x `side` square of `temporal_patch_size` frames."""
+    return num_frames // temporal_patch_size * (height // side) * (width // side)
+
+
 def _even(count: int) -> int:
     return count + count % 2

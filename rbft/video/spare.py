@@ -5,17 +5,20 @@ FFmpeg's own way (`skip_frame`) would do, but a skipped packet holds up its deco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
+
+from rbft.video import av1
 
 _PROGRESSIVE = 1  # AV_FIELD_PROGRESSIVE, libavcodec/defs.h
 
 
-def spare_test(stream: Any) -> Callable[[Any], bool]:
-    """Whether a packet of `stream` (PyAV) is surely referred to by no other one; never, where that cannot be told.
+def spare_test(stream: Any, packets: Sequence[Any]) -> Callable[[Any], bool]:
+    """Whether one of `packets`, all those of `stream` (PyAV), is surely referred to by no other one; never, where that cannot be told.
 
-    It can in H.264 and HEVC as MP4, Matroska and FLV store them: each NAL unit after its length, whose size is in the extradata
-    (ISO/IEC 14496-15, 5.3.3.1.2 and 8.3.3.1.2).
+    It can in AV1, and in H.264 and HEVC as MP4, Matroska and FLV store them: each NAL unit after its length, whose size is in the
+    extradata (ISO/IEC 14496-15, 5.3.3.1.2 and 8.3.3.1.2).
     """
     codec = stream.codec_context
     extradata = bytes(codec.extradata or b"")
@@ -24,6 +27,11 @@ def spare_test(stream: Any) -> Callable[[Any], bool]:
     # With one temporal layer only (byte 21, bits 3 to 5): within a layer "not a reference" is meant for that layer and those below.
     if codec.name == "hevc" and len(extradata) > 22 and extradata[0] == 1 and extradata[21] >> 3 & 7 == 1:
         return lambda packet: _is_spare_hevc(bytes(packet), (extradata[21] & 3) + 1)
+    if codec.name in ("av1", "libdav1d"):
+        # After four bytes (AV1 in ISOBMFF, 2.3.3) the extradata, too, is OBUs.
+        header = av1.common_header(chain([extradata[4:]], (bytes(packet) for packet in packets if packet.is_keyframe)))
+        if header is not None:
+            return lambda packet: not av1.is_kept(bytes(packet), header)
     return lambda packet: False
 
 

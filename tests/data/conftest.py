@@ -6,6 +6,11 @@ from rbft.task import Dimension, Task
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
+PUBLISHED = next((folder for parent in Path(__file__).resolve().parents if (folder := parent / "shared" / "data").is_dir()), None)
+"""The annotation files as published, in a folder beside the checkout where there is one; they are not ours to copy."""
+
+collect_ignore = [] if PUBLISHED else ["test_published.py"]
+
 
 def make_task(*labels: str, **aliases: str) -> Task:
     return Task(

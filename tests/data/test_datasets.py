@@ -5,6 +5,7 @@ import pytest
 
 from rbft.data.manifest import validate_examples
 from rbft.data.multihateclip import read_multihateclip
+from rbft.data.reading import IN_TWO_SPLITS, PRIVATE
 from rbft.data.smarthome import read_smarthome
 from rbft.data.split import check_leaks
 from rbft.errors import ManifestError
@@ -15,7 +16,8 @@ from rbft.task import Task
 def test_smarthome_rows_become_examples(fixtures, task, tmp_path):
     (tmp_path / "smartbench_0002.mov").touch()
     (tmp_path / "smartbench_0008.mp4").touch()
-    examples = read_smarthome(fixtures / "smarthome", task, video_root=tmp_path)
+    reading = read_smarthome(fixtures / "smarthome", task, video_root=tmp_path)
+    examples = reading.examples
     assert Counter(example.label for example in examples) == {"normal": 3, "abnormal": 4}
     # 0004 is private and not there; 0008 is private, but its file is there.
     assert [example.id[-1] for example in examples] == list("1235678")
@@ -33,19 +35,27 @@ def test_smarthome_rows_become_examples(fixtures, task, tmp_path):
         (None, None), (None, -7.0), (None, None), (6.0, None), (None, None), (None, None), (None, None),
     ]  # fmt: skip
     validate_examples(examples, task)
+    assert [(left.example.id, left.example.label, left.reason) for left in reading.left_out] == [("smartbench_0004", "normal", PRIVATE)]
+    assert reading.notes == (
+        "Labelled 'Vague Abnormal', counted as abnormal: 1.",
+        "Trim_video_label.csv: 3 rows (last seconds dropped: 1, first seconds dropped: 1, kept whole: 1); "
+        "videos without a row are used whole.",
+    )
 
 
 def test_smarthome_is_read_whole_without_trim_and_url_files_and_under_its_other_column_name(fixtures, task, tmp_path):
     text = (fixtures / "smarthome/Annotation_vad_1203.csv").read_bytes()
     (tmp_path / "Video_Annotation.csv").write_bytes(text.replace(b"Category,Label", b"Category,Anomaly Tag", 1))
-    examples = read_smarthome(tmp_path, task)
-    assert Counter(example.label for example in examples) == {"normal": 4, "abnormal": 4}
-    assert {example.end_s for example in examples} == {None}
+    reading = read_smarthome(tmp_path, task)
+    assert Counter(example.label for example in reading.examples) == {"normal": 4, "abnormal": 4}
+    assert {example.end_s for example in reading.examples} == {None}
+    assert "There is no Trim_video_label.csv: every video is used whole." in reading.notes
+    assert read_smarthome(tmp_path / "Video_Annotation.csv", task) == reading, "the file may be named instead of its folder"
 
 
 def test_vague_abnormal_may_be_a_class_of_its_own_and_is_refused_where_the_task_does_not_know_it(fixtures, task):
     own = Task(**{**task.model_dump(), "labels": ("normal", "abnormal", "vague abnormal"), "label_aliases": {}})
-    assert Counter(example.label for example in read_smarthome(fixtures / "smarthome", own))["vague abnormal"] == 1
+    assert Counter(example.label for example in read_smarthome(fixtures / "smarthome", own).examples)["vague abnormal"] == 1
     without = Task(**{**task.model_dump(), "label_aliases": {}})
     with pytest.raises(ManifestError, match=r"Annotation_vad_1203\.csv line 4: label 'Vague Abnormal'"):
         read_smarthome(fixtures / "smarthome", without)
@@ -84,8 +94,9 @@ def test_a_folder_without_the_annotations_is_named(task, hate_task, tmp_path):
         read_multihateclip(tmp_path, hate_task)
 
 
-def test_multihateclip_rows_become_examples_with_the_published_split(fixtures, hate_task, caplog):
-    examples = read_multihateclip(fixtures / "multihateclip", hate_task)
+def test_multihateclip_rows_become_examples_with_the_published_split(fixtures, hate_task):
+    reading = read_multihateclip(fixtures / "multihateclip", hate_task, with_text=True)
+    examples = reading.examples
     assert Counter((example.split, example.label) for example in examples) == {
         ("train", "normal"): 2, ("train", "offensive"): 1, ("train", "hateful"): 1,
         ("validation", "normal"): 1, ("validation", "offensive"): 1,
@@ -104,20 +115,22 @@ def test_multihateclip_rows_become_examples_with_the_published_split(fixtures, h
         "aaaaaaaaaa4": None,
         "bbbbbbbbbb1": None,
         "bbbbbbbbbb2": None,
-        "cccccccccc1": "Title: A bus goes by",
+        "cccccccccc1": "Title: A bus goes by, doesn't it?",
         "ccccccccc_2": None,
         "cccccccccc3": None,
     }
     check_leaks(examples)
     validate_examples(examples, hate_task)
-    assert "id=ccccccccc_2 kept_in=test dropped_from=train" in caplog.text
-    assert "count=5 of=9" in caplog.text
+    assert [(left.example.id, left.example.split, left.reason) for left in reading.left_out] == [("ccccccccc_2", "train", IN_TWO_SPLITS)]
+    assert reading.notes == ("Title and transcript go before the prompt of 4 of 9 videos; the others have neither.",)
 
 
-def test_multihateclip_without_texts_has_no_context(fixtures, hate_task, tmp_path):
+def test_multihateclips_titles_and_transcripts_are_read_where_that_is_asked(fixtures, hate_task, tmp_path):
     folder = shutil.copytree(fixtures / "multihateclip", tmp_path / "mhc")
     (folder / "text.json").unlink()
-    assert {example.context for example in read_multihateclip(folder, hate_task)} == {None}
+    assert {example.context for example in read_multihateclip(folder, hate_task).examples} == {None}
+    with pytest.raises(ManifestError, match=r"text\.json: cannot be read"):
+        read_multihateclip(folder, hate_task, with_text=True)
 
 
 @pytest.mark.parametrize(
@@ -134,4 +147,4 @@ def test_multihateclip_files_of_another_shape_are_refused(fixtures, hate_task, t
     folder = shutil.copytree(fixtures / "multihateclip", tmp_path / "mhc")
     (folder / name).write_text(content)
     with pytest.raises(ManifestError, match=says):
-        read_multihateclip(folder, hate_task)
+        read_multihateclip(folder, hate_task, with_text=True)

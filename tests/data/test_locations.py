@@ -54,3 +54,13 @@ def test_a_video_is_found_by_its_id_and_a_missing_one_gets_the_place_where_it_is
     assert "gone" not in videos
     with pytest.raises(DataError, match="several videos are called 'twin'"):
         videos.locate("twin")
+
+
+def test_a_video_is_found_by_its_name_or_alone_in_a_folder_of_that_name(tmp_path):
+    _touch(tmp_path, "-a/A title.mp4", "b/one.mp4", "b/two.mp4", "c/c.mp4", "d/x.mp4", "d.webm")
+    videos = VideosByName(tmp_path)
+    assert videos.locate("-a") == str(tmp_path / "-a" / "A title.mp4")
+    assert videos.locate("A title") == videos.locate("-a")
+    assert "b" not in videos, "which of the two is meant?"
+    assert videos.locate("c") == str(tmp_path / "c" / "c.mp4")
+    assert videos.locate("d") == str(tmp_path / "d.webm")

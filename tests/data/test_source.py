@@ -72,3 +72,11 @@ def test_what_cannot_be_read_is_an_error_of_the_data(task: Task, tmp_path: Path)
         examples_of(task, manifest=str(tmp_path / "none.parquet"))
     with pytest.raises(DataError, match="no such folder"):
         examples_of(task, folder=str(tmp_path / "none"))
+
+
+def test_titles_and_transcripts_are_read_where_the_configuration_asks(hate_task: Task, fixtures: Path) -> None:
+    folder = str(fixtures / "multihateclip")
+    assert {example.context for example in examples_of(hate_task, multihateclip=folder).values()} == {None}
+    assert examples_of(hate_task, multihateclip=folder, with_text=True)["aaaaaaaaaa2"].context == "Title: Rain on a roof"
+    with pytest.raises(ValueError, match="with_text is about multihateclip"):
+        DataConfig.model_validate({"folder": folder, "with_text": True})

@@ -58,7 +58,11 @@ def report() -> ReportData:
     return report_data(
         title=f"Doors {ATTACK}",
         task=TASK,
-        examples=[Example(row.id, "x", label=row.label, split="test") for row in predictions["rb-ft"]] + [Example("u", "x", split="train")],
+        examples=[
+            *(Example(row.id, "x", label=row.label, split="test", category=f"Wildlife, {ATTACK}") for row in predictions["rb-ft"]),
+            Example("t", "x", label="abnormal", split="train", category="Wildlife"),
+            Example("u", "x", split="train"),
+        ],
         predictions=predictions,
         rationales=[Rationale("u", 0, text="x", num_tokens=40, finish_reason="stop"), Rationale("v", 0, error_code="video_empty")],
         curves=[LossCurve("rb-ft", "stage-1", tuple(range(1, 51)), (*(2 / step for step in range(1, 50)), float("nan")))],
@@ -71,6 +75,7 @@ def report() -> ReportData:
         },
         wall_s={f"train {ATTACK}": 61.0},
         versions={"torch": f"2.13 {ATTACK}"},
+        durations_s={f"clip-{i}": 4.0 + i for i in range(20)},
         provenance={"command": f"python x.py --set a={ATTACK}"},
     )
 
@@ -131,9 +136,11 @@ def test_the_page_says_what_came_out_with_its_intervals(page: _Page, report: Rep
     assert (comparison.system, comparison.baseline) == ("rb-ft", "direct-sft-2")
     assert re.search(r"RB-FT − Direct-SFT \(2 epochs\): [+−]?\d+\.\d\d points balanced accuracy, 95 % interval", text)
     for system in report.systems:
-        low, high = system.likelihood.ci95["accuracy"]
-        assert f"{100 * system.likelihood.accuracy:.2f} % [{100 * low:.2f}, {100 * high:.2f}]" in text
-    assert "Always “abnormal”" in text and "video_decode" in text and "no label" in text
+        low, high = system.main.ci95["accuracy"]
+        assert f"{100 * system.main.accuracy:.2f} % [{100 * low:.2f}, {100 * high:.2f}]" in text
+    assert "Always 'abnormal'" in text and "video_decode" in text and "no label" in text
+    for word in ("AUROC", "ECE", "McNemar’s p", "Each category's majority label", "Wildlife", "under 5 s", "5 to 15 s"):
+        assert word in text
     assert "The paper’s numbers, on its own data" in text and "no N fits" in text
 
 

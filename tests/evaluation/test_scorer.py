@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from rbft.config import ModelConfig
+from rbft.config import MaskingConfig, ModelConfig
 from rbft.engines.base import Sampling
 from rbft.engines.hf import HFEngine
+from rbft.evaluation.looking.masking import Masker
+from rbft.evaluation.looking.sources import SaliencyBoxes
 from rbft.evaluation.scorer import Scorer
 from rbft.records import Example, Prediction
 from rbft.video.budget import FrameBudget
@@ -40,9 +42,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def predict_all(engine: HFEngine, pool: DecodePool, examples: list[Example]) -> list[Prediction]:
+def predict_all(engine: HFEngine, pool: DecodePool, examples: list[Example], masker: Masker | None = None) -> list[Prediction]:
     async def predict() -> list[Prediction]:
-        scorer = Scorer(engine, pool, TASK, SPEC, max_new_tokens=4, budget=FrameBudget(2, 1 << 30))
+        scorer = Scorer(engine, pool, TASK, SPEC, max_new_tokens=4, budget=FrameBudget(2, 1 << 30), masker=masker)
         return list(await asyncio.gather(*(scorer.predict(example) for example in examples)))
 
     return asyncio.run(predict())
@@ -69,3 +71,13 @@ def test_bad_videos_become_rows_with_their_label_and_their_code(engine: HFEngine
     for row in (missing, corrupt):
         assert (row.label, row.predicted, row.probabilities, row.generated) == ("abnormal", None, {}, None)
         assert str(videos / f"{row.id}.mp4") in str(row.error_message)
+
+
+def test_with_a_masker_the_engine_sees_the_clip_behind_its_masks(engine: HFEngine, pool: DecodePool, videos: Path) -> None:
+    example = Example("good", str(videos / "good.mp4"), label="normal")
+    masker = Masker(SaliencyBoxes(), MaskingConfig(fill="black"), "random")
+    masked = asyncio.run(masker.mask("good", pool.decode(example.uri, SPEC)))
+    assert masked.share > 0
+    (prediction,) = predict_all(engine, pool, [example], masker)
+    assert prediction.logprobs == pytest.approx(asyncio.run(engine.score(masked.clip, TASK.question_messages(), TASK.labels)), abs=1e-5)
+    assert prediction.logprobs != predict_all(engine, pool, [example])[0].logprobs

@@ -1,6 +1,5 @@
 """The same clip is the same model input on the training, vLLM and plain transformers paths, and the engines agree on it."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,18 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from rbft.config import EngineConfig, ModelConfig, RunConfig, load_config
+from rbft.config import ModelConfig, RunConfig, load_config
 from rbft.engines.base import Answer, Sampling
-from rbft.engines.hf import HFEngine
-from rbft.engines.vllm import VllmEngine, engine_arguments
+from rbft.engines.vllm import engine_arguments
 from rbft.models.chat import ChatAdapter
 from rbft.records import Clip, VideoSpec
+from tests.integration.both_engines import ENGINE, Engines
 from tests.tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.timeout(600)
 
 SPEC = VideoSpec(max_frames=16, max_pixels=28 * 28 * 16)
-ENGINE = EngineConfig(max_model_len=1024, max_num_seqs=8, num_gpus=0, num_actors=1, kv_cache_gib_cpu=1, block_size=32, enforce_eager=True)
 MESSAGES = [
     {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Is this video normal or abnormal? Answer with one word."}]}
 ]
@@ -75,26 +73,6 @@ def test_training_transformers_and_vllm_get_the_same_tensors(tiny: Path, clip: C
     if "second_per_grid_ts" in by_processor:
         assert by_processor["second_per_grid_ts"].tolist() == [ours.second_per_grid_ts] == [2 / clip.fps]
         assert item["second_per_grid_ts"].data.tolist() == pytest.approx(2 / clip.fps)
-
-
-class Engines:
-    """vLLM and transformers on the same model, in one event loop."""
-
-    def __init__(self, model: ModelConfig, engine: EngineConfig, spec: VideoSpec) -> None:
-        self._runner = asyncio.Runner()
-        self.vllm: VllmEngine = self._runner.run(self._start(model, engine, spec))
-        self.hf = HFEngine(model, spec)
-
-    async def _start(self, model: ModelConfig, engine: EngineConfig, spec: VideoSpec) -> VllmEngine:
-        return VllmEngine(model, engine, spec)
-
-    def both(self, method: str, *arguments: object) -> tuple[object, object]:
-        return tuple(self._runner.run(getattr(engine, method)(*arguments)) for engine in (self.vllm, self.hf))
-
-    def close(self) -> None:
-        self.vllm.close()
-        self.hf.close()
-        self._runner.close()
 
 
 @pytest.fixture(scope="module")

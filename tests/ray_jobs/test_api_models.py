@@ -67,12 +67,13 @@ def test_an_api_model_is_a_row_of_report_and_summary_by_its_text(open_run: OpenR
     assert metrics["generate"]["coverage"] == pytest.approx(4 / 6)
     usage = json.loads((folder / "usage.json").read_text())
     assert (usage["num_refusals"], usage["num_input_tokens"], usage["cost_usd"]) == (1, 6 * 21, pytest.approx(6 * 21e-5))
+    assert (usage["served_models"], usage["answered"]) == ({"m-2026-01-31": 6}, ["2026-01-01", "2026-01-01"])
     summary = json.loads(Path(run.layout.summary).read_text())
     assert summary["systems"]["asked"]["accuracy"] == pytest.approx(right / 6)
     assert summary["by_generated_text"] == ["asked"]
     report = Path(run.layout.report).read_text()
     assert "By generated text" in report and "By label likelihood" not in report
-    assert "API models" in report and "model_refused" in report and "Who knows?" in report
+    assert "API models" in report and "m-2026-01-31" in report and "model_refused" in report and "Who knows?" in report
 
     num_asked = len(server.asked)
     job(open_run())

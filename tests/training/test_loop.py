@@ -268,6 +268,7 @@ def test_a_number_of_workers_that_is_not_possible_is_refused(copied: StageSpec, 
         run_workers(run_stage, 1, copied, items)
 
 
+@pytest.mark.slow
 def test_told_to_stop_and_later_killed_while_it_writes_a_stage_ends_as_the_uninterrupted_one(
     finished: dict[str, StageSpec], items: list[TrainingItem], tmp_path: Path
 ) -> None:

@@ -29,14 +29,15 @@ CODECS = [
     ("a.mp4", "libx265", {"x265_params": X265 + ":open-gop=1"}, True),
     ("layers.mp4", "libx265", {"x265_params": X265 + ":temporal-layers=2"}, False),
     ("a.webm", "libvpx-vp9", {"deadline": "realtime", "cpu_used": "8"}, False),
-    ("a.mp4", "libsvtav1", {"preset": "12", "svtav1_params": "lp=1"}, False),
+    ("a.mp4", "libsvtav1", {"preset": "12", "svtav1_params": "lp=1"}, True),
+    ("a.mkv", "libsvtav1", {"preset": "12", "svtav1_params": "lp=1:pred-struct=1"}, True),
 ]
 
 
 def num_spare(path: Any) -> int:
     with open_index(path) as (opened, _):
         assert opened.packets is not None
-        return sum(map(spare_test(opened.stream), opened.packets))
+        return sum(map(spare_test(opened.stream, opened.packets), opened.packets))
 
 
 def decode_with_care(path: Any, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:

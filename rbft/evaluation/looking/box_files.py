@@ -1,0 +1,56 @@
+"""Boxes as a file: CSV, TSV, JSON lines or Parquet, a row a box.
+
+Columns: `id` (of the manifest), `x0`, `y0`, `x1`, `y1` (shares of width and height, 0,0 the upper left corner), and, where wanted, `time_s`
+or `frame`, `name`, `score`; `Box` says what each means.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rbft.data.tables import Row, read_rows
+from rbft.errors import DataError
+from rbft.evaluation.looking.boxes import Box
+
+_CORNERS = ("x0", "y0", "x1", "y1")
+
+
+def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
+    """Video id -> its boxes, in the file's order. `DataError` with the line for what is no box, and for a file without any."""
+    boxes: defaultdict[str, list[Box]] = defaultdict(list)
+    for row in read_rows(Path(path)):
+        boxes[row.required("id")].append(_box(row))
+    if not boxes:
+        raise DataError(f"{path}: holds no boxes; give a row a box with the columns id, {', '.join(_CORNERS)}")
+    return {id_: tuple(found) for id_, found in boxes.items()}
+
+
+def write_boxes(path: str | Path, boxes: Mapping[str, Sequence[Box]]) -> Path:
+    """`boxes` by video id as Parquet in the file `path`; returns it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [pa.field("id", pa.string(), nullable=False), *(pa.field(name, pa.float64(), nullable=False) for name in _CORNERS)]
+    fields += [pa.field("time_s", pa.float64()), pa.field("frame", pa.int64())]
+    fields += [pa.field("name", pa.string()), pa.field("score", pa.float64())]
+    rows = [{"id": id_, **asdict(box)} for id_, of_video in boxes.items() for box in of_video]
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path)
+    return Path(path)
+
+
+def _box(row: Row) -> Box:
+    corners = [row.number(name) for name in _CORNERS]
+    frame = row.number("frame")
+    if missing := [name for name, value in zip(_CORNERS, corners, strict=True) if value is None]:
+        raise DataError(f"{row.where}: column {missing[0]!r} is empty; give x0, y0, x1, y1 as shares of the frame")
+    if frame is not None and not (frame >= 0 and frame.is_integer()):
+        raise DataError(f"{row.where}: frame {frame:g} is no number of a frame; count from 0, or give time_s")
+    x0, y0, x1, y1 = (value for value in corners if value is not None)
+    moment = None if frame is None else int(frame)
+    try:
+        return Box(x0, y0, x1, y1, row.number("time_s"), moment, row.text("name"), row.number("score"))
+    except DataError as error:
+        raise DataError(f"{row.where}: {error}") from None

@@ -1,0 +1,85 @@
+"""The paper's tables with our rows: the authors' stand beside the right ones, and what is shown of them is what follows from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from rbft.evaluation.failures import analyse_failures
+from rbft.evaluation.metrics import metrics_from_confusion
+from rbft.evaluation.paper import PAPER_ROWS, SMARTHOME_LABELS
+from rbft.evaluation.reproduction import BACKBONES, TABLES, make_table, table_json, table_text
+from rbft.evaluation.reproduction_page import render_table
+from rbft.records import Prediction
+from rbft.systems import parse_system
+
+OURS = metrics_from_confusion([[30, 10], [5, 55]], SMARTHOME_LABELS)
+QWEN25 = BACKBONES["qwen2_5_vl"]
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_every_system_of_a_table_is_one_and_every_method_is_a_row_of_the_paper(number: int) -> None:
+    spec = TABLES[number]
+    assert [parse_system(name).name for name in spec.systems] == list(spec.systems)
+    methods = {row.method for row in PAPER_ROWS if row.table == number}
+    assert {method for method in spec.methods.values() if method} <= methods
+
+
+def test_the_authors_row_stands_below_ours_and_the_others_at_the_end() -> None:
+    spec = TABLES[1]
+    table = make_table(spec, "a world", SMARTHOME_LABELS, {QWEN25: dict.fromkeys(spec.systems, OURS)}, {"GPT-4o": OURS})
+    names = [row.name for row in table.rows]
+    assert names[:4] == ["GPT-4o", "paper: GPT-4o", "Zero-shot", f"paper: {QWEN25}, Zero-shot"]
+    assert names[4:9] == [
+        "Direct-SFT (1 epoch)",
+        f"paper: {QWEN25}, Direct-SFT",
+        "Direct-SFT (2 epochs)",
+        "RB-FT",
+        f"paper: {QWEN25}, RB-FT",
+    ]
+    assert {"paper: UniFormerV2", "paper: Qwen2-VL-7B, RB-FT"} <= set(names[9:])
+    assert len(table.rows) == 5 + sum(row.table == 1 for row in PAPER_ROWS), "none twice, none lost"
+    assert "a world" in table.title
+    assert all(len(row.cells) == len(table.columns) for row in table.rows)
+
+
+def test_cells_are_ours_with_intervals_and_theirs_with_what_follows() -> None:
+    table = make_table(TABLES[1], "a world", SMARTHOME_LABELS, {QWEN25: {"rb-ft": OURS}}, {})
+    by_name = {row.name: dict(zip(table.columns, row.cells, strict=True)) for row in table.rows}
+    assert by_name["RB-FT"]["accuracy"].startswith("85.00 % [") and by_name["RB-FT"]["recall abnormal"] == "91.67 %"
+    theirs = by_name[f"paper: {QWEN25}, RB-FT"]
+    assert theirs["accuracy"] == "82.65 %" and theirs["F1 normal"] == "76.06 %"
+    assert theirs["recall normal"] == "79.41 %" and theirs["balanced accuracy"] == "81.89 %", "54 of 68 and 108 of 128"
+    unfit = next(row for row in table.rows if row.name == "paper: UniFormerV2")
+    assert "contradict each other" in unfit.note and dict(zip(table.columns, unfit.cells, strict=True))["recall normal"] == ""
+
+
+def test_two_backbones_are_told_apart_and_three_classes_have_columns() -> None:
+    labels = ("normal", "offensive", "hateful")
+    ours = metrics_from_confusion([[5, 1, 0], [2, 3, 1], [0, 1, 2]], labels)
+    table = make_table(TABLES[2], "titles", labels, {name: {"rb-ft": ours} for name in BACKBONES.values()}, {})
+    assert [row.name for row in table.rows[:4]] == [
+        *("Qwen2-VL-7B: RB-FT", "paper: Qwen2-VL-7B, RB-FT", "Qwen2.5-VL-7B: RB-FT", "paper: Qwen2.5-VL-7B, RB-FT")
+    ]
+    assert dict(zip(table.columns, table.rows[1].cells, strict=True))["F1 hateful"] == "14.29 %"
+
+
+def test_other_labels_have_no_column_of_the_papers_and_that_is_said() -> None:
+    ours = metrics_from_confusion([[5, 1], [2, 3]], ("cat", "dog"))
+    table = make_table(TABLES[1], "pets", ("cat", "dog"), {"Tiny": {"rb-ft": ours}}, {})
+    assert any("other" in note and "no column" in note for note in table.notes)
+    assert "paper: Qwen2.5-VL-7B, RB-FT" in table_text(table)
+
+
+def test_text_json_and_page_say_the_same() -> None:
+    table = make_table(TABLES[3], "<a & b>", SMARTHOME_LABELS, {QWEN25: dict.fromkeys(TABLES[3].systems, OURS)}, {})
+    rows = [
+        Prediction(str(i), "normal" if i % 2 else "abnormal", "normal" if i % 3 else "abnormal", {"normal": 0.5, "abnormal": 0.5})
+        for i in range(9)
+    ]
+    other = [Prediction(row.id, row.label, "normal", row.probabilities) for row in rows]
+    analysis = analyse_failures(rows, other, names=("rb-ft", "direct-sft-2"), attributes={})
+    page, text, content = render_table(table, {QWEN25: analysis}), table_text(table), table_json(table)
+    for row in table.rows:
+        assert row.name.replace("'", "&#39;") in page and row.name in text
+    assert "&lt;a &amp; b&gt;" in page and "<script" not in page
+    assert [row["name"] for row in content["rows"]] == [row.name for row in table.rows]

@@ -1,0 +1,114 @@
+"""Evaluation from rows that engines have written: metrics, calibration on the validation split, predictions made elsewhere, the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from miniature.world import sample_world
+from miniature.write import write_world
+from ray_jobs.evaluate import evaluate, held_out, prediction_work, read_calibrations
+from ray_jobs.pipeline import make_report, make_summary, results_table
+from ray_jobs.run import Run
+from rbft import rows, storage
+from rbft.config import load_config
+from rbft.errors import ConfigError, DataError
+from rbft.evaluation.calibration import Calibration
+from rbft.evaluation.imported import add_to_run
+from rbft.evaluation.predictions import predictions_table
+from rbft.records import Example, Prediction
+from tests.tiny_models import make_tiny_model
+
+LABELS = ("normal", "abnormal")
+SYSTEM = "zero-shot"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that name a world with three splits and a model."""
+    world = write_world(tmp_path_factory.mktemp("world"), sample_world(seed=5, sizes={"train": 4, "validation": 12, "test": 8}))
+    return [f"data.manifest={world}", f"model.path={make_tiny_model(tmp_path_factory.mktemp('model'))}"]
+
+
+def _open(repository: Path, folder: Path, sources: list[str], *overrides: str) -> Run:
+    always = [f"output_dir={folder}", f"evaluation.systems=[{SYSTEM}]", "evaluation.num_report_samples=0"]
+    return Run(load_config(repository / "configs/miniature.yaml", [*always, *sources, *overrides]))
+
+
+def _said(examples: list[Example]) -> list[Prediction]:
+    """What an engine would have answered: too sure of itself, and every fourth time wrong."""
+    found = []
+    for i, example in enumerate(examples):
+        truth = LABELS.index(str(example.label))
+        given = LABELS[truth if i % 4 else 1 - truth]
+        shares = {label: 0.99 if label == given else 0.01 for label in LABELS}
+        found.append(Prediction(example.id, example.label, given, shares, {}, given, given))
+    return found
+
+
+def _answer(run: Run, use: str) -> None:
+    work = prediction_work(run, SYSTEM, run.config.model, run.config.evaluation.engine, use)  # type: ignore[arg-type]
+    rows.write_part(work.folder, predictions_table(_said(list(work.examples))))
+
+
+def test_a_run_is_calibrated_on_validation_and_reports_both_numbers(repository: Path, tmp_path: Path, sources: list[str]) -> None:
+    run = _open(repository, tmp_path, sources, "evaluation.calibrate=true")
+    for use in ("evaluation", "calibration"):
+        _answer(run, use)
+    evaluate([run])  # everything is there: no engine starts
+    fitted = read_calibrations(run)[SYSTEM]
+    assert fitted.num_clips == 12 and fitted.temperature > 2  # 99 % sure, and right in 9 of 12
+    folder = run.artifact(f"calibration/{SYSTEM}")
+    assert Calibration.model_validate(storage.read_json(f"{folder}/calibration.json")) == fitted
+    metrics = storage.read_json(f"{run.artifact(f'evaluation/{SYSTEM}')}/metrics.json")
+    assert metrics["likelihood"]["accuracy"] == 0.75 and metrics["probabilities"]["num_clips"] == 8
+
+    report = make_report(run)
+    (system,) = report.systems
+    assert system.calibrated is not None and system.probabilities is not None
+    assert system.calibrated.probabilities.ece < system.probabilities.ece
+    text = Path(run.layout.report).read_text()
+    assert f"calibrated: temperature {fitted.temperature:.3f}" in text
+    assert "AUROC" in results_table(report) and "always 'abnormal'" in results_table(report)
+    summary = make_summary(run, report)
+    assert summary["systems"][SYSTEM]["ece"] == system.probabilities.ece
+    assert {part.by for part in system.slices} >= {"duration"}
+
+
+def test_without_being_asked_validation_videos_are_left_alone(repository: Path, tmp_path: Path, sources: list[str]) -> None:
+    run = _open(repository, tmp_path, sources)
+    _answer(run, "evaluation")
+    evaluate([run])
+    assert read_calibrations(run) == {} and not storage.exists(f"{run.layout.root}/calibration")
+    assert make_report(run).systems[0].calibrated is None
+
+
+def test_calibration_without_a_validation_split_is_refused(repository: Path, tmp_path: Path, sources: list[str]) -> None:
+    with pytest.raises(ConfigError, match="calibrate fits on the validation split"):
+        _open(repository, tmp_path, sources, "evaluation.calibrate=true", "evaluation.split=validation")
+    run = _open(repository, tmp_path, sources, "evaluation.calibrate=true")
+    run.__dict__["examples"] = [example for example in run.examples if example.split != "validation"]
+    with pytest.raises(DataError, match=r"no labelled video in split 'validation'; set evaluation\.calibrate to false"):
+        held_out(run, "calibration")
+
+
+def test_predictions_made_elsewhere_stand_in_the_report_and_only_for_the_same_videos(
+    repository: Path, tmp_path: Path, sources: list[str]
+) -> None:
+    run = _open(repository, tmp_path, sources)
+    _answer(run, "evaluation")
+    evaluate([run])
+    source = tmp_path / "videomae.csv"
+    source.write_text("as it came")
+    answers = [Prediction(example.id, example.label, example.label) for example in held_out(run)]
+    add_to_run(run.layout.root, "videomae", answers, source)
+    reopened = _open(repository, tmp_path, sources)
+    report = make_report(reopened)
+    assert [system.name for system in report.systems] == ["videomae", SYSTEM]
+    assert report.systems[0].main.accuracy == 1 and report.systems[0].probabilities is None
+
+    source.write_text("with one video less")
+    add_to_run(run.layout.root, "videomae", answers[1:], source)
+    with pytest.raises(DataError, match="the predictions of videomae were imported for other test videos"):
+        make_report(_open(repository, tmp_path, sources))
