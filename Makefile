@@ -27,7 +27,7 @@ test: setup  ## unit tests, then integration tests on real engines
 	$(PYTHON) -m pytest tests/integration
 
 test-full: setup  ## also the slow ones: kill matrices, every recipe
-	$(UNIT_TESTS) -m "slow or not slow"
+	$(UNIT_TESTS) -m "slow or not slow" --hypothesis-profile explore
 	$(PYTHON) -m pytest -m "slow or not slow" tests/integration
 
 check: setup  ## lint, format, types, import direction

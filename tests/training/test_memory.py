@@ -82,11 +82,11 @@ def live_bytes(shape: ModelShape, training: TrainingConfig) -> int:
 CASES: dict[str, dict[str, Any]] = {
     "checkpointing": {},
     "no checkpointing": {"gradient_checkpointing": False},
-    "two samples": {"micro_batch_size": 2},
-    "lora": {"lora": {"rank": 16, "vision": "all"}, "gradient_checkpointing": False},
     "frozen tower": {"freeze": ["vision"], "gradient_checkpointing": False},
 }
 SLOW_CASES: dict[str, dict[str, Any]] = {
+    "two samples": {"micro_batch_size": 2},
+    "lora": {"lora": {"rank": 16, "vision": "all"}, "gradient_checkpointing": False},
     "lora, checkpointing": {"lora": {"rank": 16, "vision": "all"}},
     "lora of language": {"lora": {"rank": 16}},
     "lora of language, no checkpointing": {"lora": {"rank": 16}, "gradient_checkpointing": False},
