@@ -120,7 +120,7 @@ def _load(path: str | Path, config: Any) -> tuple[Any, dict[str, Any]]:
             str(path), config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path}: no video classifier can be loaded from it: {_first_line(error)}") from None
+        raise ModelError(f"{path}: {_first_line(error)}; give the folder of a video classifier") from None
     return model, told
 
 
