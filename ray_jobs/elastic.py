@@ -25,7 +25,8 @@ def largest_count(counts: Sequence[int], room: int) -> int:
 
 
 class DividingPolicy(ElasticScalingPolicy):
-    """Chooses among `counts`. A running group is asked to stop by `stop_file`, and the job then starts another (`ray_jobs.train`)."""
+    """Chooses among `counts`. A running group is asked to stop by `stop_file`, and the job then starts another
+    (`ray_jobs.training_workers`)."""
 
     def __init__(self, scaling_config: Any, counts: Sequence[int], stop_file: Path) -> None:
         super().__init__(scaling_config)

@@ -1,7 +1,8 @@
 """Predictions and metrics of every system on the held-out videos. `python ray_jobs/evaluate.py --config …`
 
 By label likelihood (primary, defined for every model that we run) and by generated text, strictly read (readings, 12). API models
-(`evaluation.api_models`) are asked from this process; the others answer in Ray actors.
+(`evaluation.api_models`) are asked from this process, video classifiers (`evaluation.video_classifiers`) in Ray Train workers; the others
+answer in Ray actors.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from ray_jobs import api_models
+from ray_jobs import api_models, video_classifiers
 from ray_jobs.command import main
 from ray_jobs.generate import report_errors
 from ray_jobs.inference import run_inference
@@ -98,7 +99,8 @@ def read_predictions(run: Run, system: str, use: Use = "evaluation") -> list[Pre
 
 
 def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
-    """Predictions and metrics of each run's systems, apart from those in `without`, by one engine pool, and of its API models.
+    """Predictions and metrics of each run's systems, apart from those in `without`, by one engine pool, and of its API models
+    and video classifiers.
 
     Raises `JobError` for a system whose model has not been trained.
     """
@@ -107,6 +109,7 @@ def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
             folder, pending = _pending(run, model.name, "openai")
             api_models.ask(run, model, folder, pending)
             finish_predictions(run, model.name, "openai")
+    _evaluate_classifiers(runs)
     asked = [(run, system) for run in runs for system in run.config.evaluation.systems]
     evaluate_systems(
         [(run, system) for run, system in asked if system not in without],
@@ -134,6 +137,14 @@ def evaluate_systems(wanted: Sequence[tuple[Run, str]], to_calibrate: Sequence[t
         finish_predictions(run, system, engine)
     for run, system in to_calibrate:
         finish_calibration(run, system, engine)
+
+
+def _evaluate_classifiers(runs: Sequence[Run]) -> None:
+    planned = [each for run in runs for each in video_classifiers.plan_classifiers(run)]
+    works = [video_classifiers.ClassifierWork(each, *_pending(each.run, each.spec.name, "hf")) for each in planned]
+    video_classifiers.predict(works)
+    for each in planned:
+        finish_predictions(each.run, each.spec.name, "hf")
 
 
 def require_model(run: Run, system: str) -> ModelConfig:
@@ -181,6 +192,9 @@ def _fingerprint(run: Run, system: str, engine: EngineName, use: Use) -> str:
     for model in run.config.evaluation.api_models:
         if model.name == system:
             return api_models.fingerprint(run, model, held_out(run, use))
+    for classifier in run.config.evaluation.video_classifiers:
+        if classifier.name == system:
+            return video_classifiers.prediction_fingerprint(run, classifier, held_out(run, use))
     system, masks = split_masks(system)
     trained = run.artifact(f"train/{system}/classify")
     return artifacts.fingerprint(

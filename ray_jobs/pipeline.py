@@ -20,6 +20,7 @@ from ray_jobs.rationale_check import check_rationales, report_section
 from ray_jobs.run import Run
 from ray_jobs.seeds import seeds_section, seeds_summary, study_seeds
 from ray_jobs.train import train
+from ray_jobs.video_classifiers import train_classifiers
 from rbft import storage
 from rbft.errors import VideoError
 from rbft.evaluation.curves import read_curves
@@ -75,8 +76,9 @@ def run_steps(runs: Sequence[Run]) -> None:
             generate(writing, [prediction_work(run, "zero-shot", run.config.model, "vllm") for run in asking])
             for run in asking:
                 finish_predictions(run, "zero-shot", "vllm")
-    if any(system != "zero-shot" for run in runs for system in run.config.evaluation.systems):
+    if main.config.evaluation.video_classifiers or any(system != "zero-shot" for run in runs for system in run.config.evaluation.systems):
         with main.timed("train"):
+            train_classifiers(runs)
             train(runs)
     with main.timed("evaluate"):
         evaluate(runs, without=done)

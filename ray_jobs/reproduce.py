@@ -141,7 +141,7 @@ def _strips(
 
 def _finished(config: RunConfig, what: str, systems: tuple[str, ...], *, keeps_others: bool) -> Run:
     """The run of `config` with `systems` trained and evaluated; with the other models it asks only if wanted."""
-    others = {} if keeps_others else {"api_models": ()}
+    others = {} if keeps_others else {"api_models": (), "video_classifiers": ()}
     run = Run(config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"systems": systems, **others})}))
     say(f"reproduce {what}: {config.name}, {', '.join(systems)}")
     run_steps([run])

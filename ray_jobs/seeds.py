@@ -19,7 +19,7 @@ def study_seeds(runs: Sequence[Run]) -> Study | None:
     """The study of the systems that are trained, a repetition a seed; None for one seed. `runs` are `Run.all_seeds()` of a finished run."""
     if len(runs) < 2:
         return None
-    systems = runs[1].config.evaluation.systems
+    systems = runs[1].config.evaluation.all_systems
     repetitions = [{system: read_predictions(run, system) for system in systems} for run in runs]
     main = runs[0].config
     return make_study(repetitions, main.task.labels, seed=main.seed, same_clips=True)

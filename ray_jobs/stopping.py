@@ -1,7 +1,7 @@
 """How a training job under Ray is stopped: by its driver's signals, by a SIGTERM to a worker, by Ray's notice that a node goes.
 
 The driver asks by a file on the disk that it shares with the workers: it reaches them whatever Ray is busy with. Workers save and return;
-what follows, the driver decides (`ray_jobs.train`).
+what follows, the driver decides (`ray_jobs.training_workers`).
 """
 
 from __future__ import annotations

@@ -34,6 +34,26 @@ class ModelFolder:
 
 def require_model_folder(path: str | Path) -> ModelFolder:
     """The model in the folder `path`; raises `ModelError` that names the first thing that is missing or broken."""
+    found = _require_weights(path)
+    folder = found.path
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+        raise ModelError(f"{folder}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt); copy it from the base model")
+    _require_processor(folder)
+    if not any((folder / name).is_file() for name in _CHAT_TEMPLATES):
+        tokenizer_config = folder / "tokenizer_config.json"
+        if not (tokenizer_config.is_file() and "chat_template" in _read_json(tokenizer_config)):
+            raise ModelError(f"{folder}: has no chat template ({' or '.join(_CHAT_TEMPLATES)}); copy it from the base model")
+    return found
+
+
+def require_classifier_folder(path: str | Path) -> ModelFolder:
+    """The same of a video classifier, which needs neither tokenizer nor chat template."""
+    found = _require_weights(path)
+    _require_processor(found.path)
+    return found
+
+
+def _require_weights(path: str | Path) -> ModelFolder:
     folder = Path(path)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
@@ -42,16 +62,12 @@ def require_model_folder(path: str | Path) -> ModelFolder:
     if not isinstance(model_type, str):
         raise ModelError(f"{folder / 'config.json'}: has no model_type; give the folder of a Hugging Face transformers model")
     shards = _shards(folder)
-    weight_bytes = sum(_whole_shard_bytes(shard) for shard in shards)
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
-        raise ModelError(f"{folder}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt); copy it from the base model")
+    return ModelFolder(folder, model_type, len(shards), sum(_whole_shard_bytes(shard) for shard in shards))
+
+
+def _require_processor(folder: Path) -> None:
     if not any((folder / name).is_file() for name in _PROCESSORS):
         raise ModelError(f"{folder}: has no processor configuration ({', '.join(_PROCESSORS)}); copy it from the base model")
-    if not any((folder / name).is_file() for name in _CHAT_TEMPLATES):
-        tokenizer_config = folder / "tokenizer_config.json"
-        if not (tokenizer_config.is_file() and "chat_template" in _read_json(tokenizer_config)):
-            raise ModelError(f"{folder}: has no chat template ({' or '.join(_CHAT_TEMPLATES)}); copy it from the base model")
-    return ModelFolder(folder, model_type, len(shards), weight_bytes)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

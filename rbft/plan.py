@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rbft.config import APIModelConfig, OptimiserConfig, RunConfig
+from rbft.config import APIModelConfig, OptimiserConfig, RunConfig, VideoClassifierConfig
 from rbft.data.source import read_examples
 from rbft.errors import RBFTError, VideoError
 from rbft.models.shape import ModelShape, read_model_shape
@@ -165,6 +165,9 @@ def build_plan(config: RunConfig, gpu_memory_bytes: int | None = None) -> Plan:
     for model in config.evaluation.api_models:
         notes.append(_sent(model, count(asked), config.video.max_frames))
 
+    for classifier in config.evaluation.video_classifiers:
+        notes.append(_specialised(classifier, count(labelled), count(asked)))
+
     if training.seeds:
         notes.append(f"training.seeds: all training and its evaluation is done {1 + len(training.seeds)} times, once a seed; shown is one")
     counts = None if examples is None else _counts(examples)
@@ -184,6 +187,17 @@ def _sent(model: APIModelConfig, num_videos: int | None, max_frames: int) -> str
     return (
         f"evaluate {model.name}: up to {most} frames of each of {_known(num_videos)} videos, the question and the videos' context go to "
         f"{model.url}; what that costs depends on its provider (docs/baselines.md)"
+    )
+
+
+def _specialised(classifier: VideoClassifierConfig, num_videos: int | None, num_asked: int | None) -> str:
+    epochs = f"{classifier.epochs} epoch{'s' if classifier.epochs > 1 else ''}"
+    # With class_balance "sampling" an epoch has more.
+    num_steps = None if num_videos is None else classifier.epochs * math.ceil(num_videos / classifier.global_batch_size)
+    least = "at least " if classifier.class_balance == "sampling" else ""
+    return (
+        f"train {classifier.name}: {_known(num_videos)} videos x {epochs} in batches of {classifier.global_batch_size} = {least}"
+        f"{_known(num_steps)} optimiser steps, then {_known(num_asked)} videos to predict"
     )
 
 

@@ -123,7 +123,7 @@ def test_an_unknown_key_is_refused_with_its_path_and_what_was_meant(run_file: Pa
         ("generation.max_new_tokens=40000", "leaves no room for a video"),
         ("model.attention=eager", "set training.batching to padded, or model.attention to sdpa"),
         ("evaluation.systems=[rb-ft, rb-ft]", "systems must be distinct"),
-        ("evaluation.systems=[]", "evaluation: names no system to evaluate; give systems or api_models"),
+        ("evaluation.systems=[]", "evaluation: names no system to evaluate; give systems, api_models or video_classifiers"),
         ("evaluation.systems=[rbft]", "evaluation.systems.0: "),
         ("training.deepspeed.zero_optimization.stage=4", "must be 0, 1, 2 or 3"),
         ("training.deepspeed={}", "stage 0 cannot add up bf16 gradients in fp32"),
@@ -418,7 +418,7 @@ def test_the_papers_api_models_are_known(run_file: Path, name: str) -> None:
     [
         ("[gpt-5-nano]", "'gpt-5-nano' is none of the models we know (gpt-4.1, "),
         ("[{name: rb-ft, url: http://a/v1, model: m}]", "name 'rb-ft' is that of a system which is trained here"),
-        ("[gpt-4o, {name: gpt-4o, max_frames: 8}]", "api_models must have distinct names"),
+        ("[gpt-4o, {name: gpt-4o, max_frames: 8}]", "must have distinct names; 'gpt-4o' stands twice"),
         ("[{name: gpt-4o, price_per_million_input_tokens: 1}]", "give both prices"),
         ("[{name: gpt-4o, extra_body: {logprobs: true}}]", "set top_logprobs"),
         (

@@ -1,1 +1,2 @@
-"""Systems that are compared with and not trained by RB-FT: models behind APIs. Each takes the manifest's videos and gives `Prediction`s."""
+"""Systems that RB-FT is compared with: models behind APIs, and video classifiers fine-tuned on the same split. Each takes the manifest's
+videos and gives `Prediction`s."""

@@ -18,6 +18,7 @@ from rbft.config.load import dump_config, load_config, load_task
 from rbft.config.looking import AttentionConfig, MaskingConfig
 from rbft.config.run import EvaluationConfig, RunConfig, ServeConfig
 from rbft.config.training import LoraConfig, ModelPart, OptimiserConfig, StageOptimisers, TrainingConfig, ValidationConfig
+from rbft.config.video_classifiers import VideoClassifierConfig
 
 __all__ = [
     "APIModelConfig",
@@ -40,6 +41,7 @@ __all__ = [
     "TeacherConfig",
     "TrainingConfig",
     "ValidationConfig",
+    "VideoClassifierConfig",
     "VideoConfig",
     "dump_config",
     "load_config",

@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from rbft.config.engine import OpenAIServerConfig
-from rbft.systems import parse_system
 
 _OPENAI = {"url": "https://api.openai.com/v1", "api_key_env": "OPENAI_API_KEY", "top_logprobs": 20}
 _GEMINI = {
@@ -57,12 +56,6 @@ class APIModelConfig(OpenAIServerConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> APIModelConfig:
-        try:
-            parse_system(self.name)
-        except ValueError:
-            pass
-        else:
-            raise ValueError(f"name {self.name!r} is that of a system which is trained here; give another")
         if (self.price_per_million_input_tokens is None) != (self.price_per_million_output_tokens is None):
             raise ValueError("give both prices, of input and of output tokens, or none")
         if {"logprobs", "top_logprobs"} & set(self.extra_body):

@@ -56,6 +56,7 @@ _PATH_KEYS = {
     ("training",): ("clip_cache_folder",),
     ("evaluation", "masking"): ("boxes",),
     ("evaluation",): ("api_cache", "attributes"),
+    ("evaluation", "video_classifiers"): ("path",),
 }
 
 
@@ -69,16 +70,20 @@ def _resolve(raw: dict[str, Any], base: Path) -> None:
         training["deepspeed"] = _read_yaml(Path(_absolute(training["deepspeed"], base)))
     for sections, keys in _PATH_KEYS.items():
         values: Any = raw
-        for section in sections:
-            values = values.get(section) if isinstance(values, dict) else None
-        if not isinstance(values, dict):
-            continue
-        for key in keys:
-            value = values[key] if isinstance(values.get(key), str) else ""
-            # "Qwen/Qwen2-VL-7B-Instruct" is a hub name unless there is such a folder.
-            is_hub_name = sections[-1] == "model" and not value.startswith((".", "~")) and not (base / value).exists()
-            if value and not is_hub_name:
-                values[key] = _absolute(value, base)
+        for name in sections:
+            values = values.get(name) if isinstance(values, dict) else None
+        for section in values if isinstance(values, list) else [values]:
+            if isinstance(section, dict):
+                _resolve_section(section, keys, base, may_name_hub=sections[-1] in ("model", "video_classifiers"))
+
+
+def _resolve_section(section: dict[str, Any], keys: Sequence[str], base: Path, *, may_name_hub: bool) -> None:
+    for key in keys:
+        value = section[key] if isinstance(section.get(key), str) else ""
+        # "Qwen/Qwen2-VL-7B-Instruct" is a hub name unless there is such a folder.
+        is_hub_name = may_name_hub and not value.startswith((".", "~")) and not (base / value).exists()
+        if value and not is_hub_name:
+            section[key] = _absolute(value, base)
 
 
 def _absolute(value: str, base: Path) -> str:

@@ -12,17 +12,21 @@ from rbft.config.engine import EngineConfig, GatesConfig, GenerationConfig, Mode
 from rbft.config.looking import AttentionConfig, MaskingConfig
 from rbft.config.section import Section
 from rbft.config.training import TrainingConfig
-from rbft.systems import DEFAULT_SYSTEMS, SystemName, parse_systems
+from rbft.config.video_classifiers import VideoClassifierConfig
+from rbft.systems import DEFAULT_SYSTEMS, SystemName, parse_system, parse_systems
 from rbft.task import Task
 
 
 class EvaluationConfig(Section):
     systems: tuple[SystemName, ...] = DEFAULT_SYSTEMS
-    """What is trained and compared; `rbft.systems` says what the names mean. May be empty where `api_models` names any."""
+    """What is trained and compared; `rbft.systems` says what the names mean. May be empty where `api_models` or `video_classifiers`
+    name any."""
     api_models: tuple[APIModelConfig, ...] = ()
     """Models behind OpenAI-compatible servers, asked the same question about the same videos (docs/baselines.md)."""
     api_cache: str | None = None
     """Where their answers are kept, so that no answer is paid twice; None is `<output_dir>/api-cache`, which the runs there share."""
+    video_classifiers: tuple[VideoClassifierConfig, ...] = ()
+    """Specialised video models, fine-tuned on the same split (docs/baselines.md)."""
     split: Literal["train", "validation", "test"] = "test"
     engine: Literal["vllm", "hf"] = "vllm"
     """What scores: vLLM, or plain transformers (quicker to start; the same numbers to 2e-3)."""
@@ -44,15 +48,20 @@ class EvaluationConfig(Section):
     def _systems_are_distinct(self) -> EvaluationConfig:
         if len(set(self.systems)) != len(self.systems):
             raise ValueError(f"systems must be distinct; got {', '.join(self.systems)}")
-        if not self.systems and not self.api_models:
-            raise ValueError("names no system to evaluate; give systems or api_models")
+        if not (self.systems or self.api_models or self.video_classifiers):
+            raise ValueError("names no system to evaluate; give systems, api_models or video_classifiers")
         return self
 
     @model_validator(mode="after")
-    def _api_models_have_names_of_their_own(self) -> EvaluationConfig:
-        names = [model.name for model in self.api_models]
-        if len(set(names)) != len(names):
-            raise ValueError(f"api_models must have distinct names; got {', '.join(names)}")
+    def _others_have_names_of_their_own(self) -> EvaluationConfig:
+        for name in self._others:
+            if self._others.count(name) > 1:
+                raise ValueError(f"api_models and video_classifiers must have distinct names; {name!r} stands twice")
+            try:
+                parse_system(name)
+            except ValueError:
+                continue
+            raise ValueError(f"name {name!r} is that of a system which is trained here; give the API model or video classifier another")
         return self
 
     @model_validator(mode="after")
@@ -63,8 +72,12 @@ class EvaluationConfig(Section):
 
     @property
     def all_systems(self) -> tuple[str, ...]:
-        """Every system that is evaluated, in the order of a report: API models first, as in the paper's tables."""
-        return (*(model.name for model in self.api_models), *self.systems)
+        """Every system that is evaluated, in the order of a report: API models first, then specialised video models."""
+        return (*self._others, *self.systems)
+
+    @property
+    def _others(self) -> list[str]:
+        return [*(model.name for model in self.api_models), *(classifier.name for classifier in self.video_classifiers)]
 
     @property
     def takes_unlabelled(self) -> bool:
@@ -113,6 +126,12 @@ class RunConfig(Section):
         seeds = (self.seed, *self.training.seeds)
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"training.seeds are further ones, all different, beside seed {self.seed}; got {list(self.training.seeds)}")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_of_video_classifiers_divide(self) -> RunConfig:
+        for classifier in self.evaluation.video_classifiers:
+            classifier.training(self.training)
         return self
 
     @property

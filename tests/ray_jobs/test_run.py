@@ -12,7 +12,7 @@ from miniature.write import write_world
 from ray_jobs.generate import distinct_rationales, generate
 from ray_jobs.run import Run
 from ray_jobs.stages import PlannedStage, plan_stages
-from ray_jobs.train import follow
+from ray_jobs.training_workers import follow
 from rbft import rows
 from rbft.config import load_config
 from rbft.errors import ArtifactError, DataError, JobError, LeakError, ManifestError, ModelError

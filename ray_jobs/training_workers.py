@@ -1,0 +1,164 @@
+"""Workers of Ray Train for what a run trains, and what is said meanwhile: how they are started, stopped, and started again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray_jobs.progress import SAY_EVERY_S, say
+from ray_jobs.ray_runtime import ensure_ray, reason
+from ray_jobs.run import Run
+from rbft import artifacts, storage
+from rbft.config import TrainingConfig
+from rbft.errors import JobError, TrainingError, TrainingStopped
+from rbft.evaluation.tables import duration, percent
+
+MAX_FAILURES = 2
+"""Worker deaths a job survives by itself; after that it fails and can be submitted again. Nodes that are taken away after a notice, and
+workers that stopped in good order, do not count."""
+
+MUCH_WAITING = 0.1
+"""Share of the time spent waiting for data from which on the driver says so."""
+
+
+class Spec(Protocol):
+    """What is trained, as far as its driver must know."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def folder(self) -> str: ...
+
+
+class Planned(Protocol):
+    """Something that a run trains."""
+
+    @property
+    def run(self) -> Run: ...
+    @property
+    def spec(self) -> Spec: ...
+
+
+Work = Callable[[dict[str, Any]], TrainingError | None]
+"""What every worker runs, with the settings it is given and `stop_file`; why it ended before it was finished. Raised, Ray would try it
+again, in vain."""
+
+
+def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[str, Any], fingerprints: Sequence[str]) -> None:
+    """Run `work` with `settings` in as many Ray Train workers as `training` says, as often as these stop for another reason than a wish of
+    whoever started this job. `fingerprints` are of what is worked on. Raises `JobError` if workers fail for good."""
+    import ray.train
+
+    from ray_jobs.stopping import DriverStop
+
+    ensure_ray()
+    name = artifacts.fingerprint(list(fingerprints))
+    ray_folder = storage.local_path(f"{run.layout.root}/train/.ray")
+    stop_file = ray_folder / f"{name}-{uuid.uuid4().hex[:8]}.stop"  # of this job alone: workers of one before may not have ended yet
+    try:
+        while True:
+            with DriverStop(stop_file) as stop:
+                ended: TrainingError | None = stop.call(_trainer(training, work, settings, name, ray_folder, stop_file).fit).return_value
+            if ended is not None and not isinstance(ended, TrainingStopped):
+                raise JobError(f"training ended: {ended}")
+            if ended is not None:
+                say(f"train {ended}")
+            if stop.signal is signal.SIGINT:
+                raise KeyboardInterrupt
+            if stop.signal is not None:
+                raise ended or JobError(f"{stop.signal.name} came when training had just finished; submit the job again to go on")
+            if ended is None:
+                return
+    except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
+        raise JobError(f"training stopped: {reason(error)}; finished steps are kept, submit the job again to go on") from error
+
+
+def _trainer(training: TrainingConfig, work: Work, given: dict[str, Any], name: str, ray_folder: Path, stop_file: Path) -> Any:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from ray_jobs.elastic import LOOK_EVERY_S, ElasticTrainer
+    from ray_jobs.stopping import StoppableTorchConfig
+
+    uses_gpu, counts = training.num_gpus > 0, training.worker_counts
+    is_elastic = training.min_workers is not None
+    settings: dict[str, Any] = {
+        "train_loop_config": given | {"stop_file": stop_file},
+        "torch_config": StoppableTorchConfig(backend="nccl" if uses_gpu else "gloo"),
+        "scaling_config": ray.train.ScalingConfig(
+            num_workers=(counts[0], counts[-1]) if is_elastic else training.num_workers,
+            elastic_resize_monitor_interval_s=LOOK_EVERY_S,
+            use_gpu=uses_gpu,
+            resources_per_worker={"CPU": training.num_cpus, **({"GPU": training.num_gpus} if uses_gpu else {})},
+        ),
+        "run_config": ray.train.RunConfig(
+            name=name,
+            storage_path=str(ray_folder),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    }
+    return ElasticTrainer(work, counts=counts, stop_file=stop_file, **settings) if is_elastic else TorchTrainer(work, **settings)
+
+
+@contextmanager
+def following(stages: Sequence[Planned]) -> Iterator[None]:
+    """Say how far training is while the block runs, from the stages' own logs: they are on the disk that workers and driver share."""
+    stop = threading.Event()
+    thread = threading.Thread(target=follow, args=(stages, stop), daemon=True, name="rbft-follow")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def follow(stages: Sequence[Planned], stop: threading.Event) -> None:
+    """Say how far each of `stages` is, one after the other, until the last has ended or `stop` is set."""
+    several = len({planned.run.label for planned in stages}) > 1
+    for planned in stages:
+        log = Path(planned.spec.folder) / "log.jsonl"
+        name = f"{planned.run.label} {planned.spec.name}" if several else planned.spec.name
+        said_s, said_step = 0.0, 0
+        while True:
+            is_last_look = stop.is_set()
+            line = _last_line(log)
+            if line is not None and line["step"] != said_step:
+                is_end = line["step"] >= line["num_steps"] or "ended_early" in line
+                if is_end or time.monotonic() - said_s > SAY_EVERY_S:
+                    said_s, said_step = time.monotonic(), line["step"]
+                    left = "" if is_end else f", {duration(line['eta_s'])} left"
+                    say(f"train {name}: step {line['step']}/{line['num_steps']}, loss {line['loss']:.3f}, {_pace(line)}{left}")
+                if is_end:
+                    key = planned.spec.name if planned.run.label == planned.run.config.name else name
+                    planned.run.note("train_s", planned.run.fact("train_s", {}) | {key: round(line["elapsed_s"], 2)})
+                    break
+            if is_last_look:
+                break
+            stop.wait(0.5)
+
+
+def _pace(line: dict[str, Any]) -> str:
+    """How fast, and what of it is worth a word: MFU where it is known, waiting for data where that is much."""
+    said = f"{line['samples_per_s']:.1f} samples/s"
+    if "mfu" in line:
+        said += f", MFU {percent(line['mfu'])}"
+    if line["data_wait_share"] > MUCH_WAITING:
+        said += f", {percent(line['data_wait_share'])} of it waiting for data"
+    return said
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    whole = [line for line in lines[:-1] if line]  # The part after the last newline is a line being written.
+    return dict(json.loads(whole[-1])) if whole else None

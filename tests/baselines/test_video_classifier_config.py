@@ -1,0 +1,72 @@
+"""`evaluation.video_classifiers` in a run file: paths, names, batches, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rbft.config import RunConfig, load_config
+from rbft.errors import ConfigError
+
+
+def load(repository: Path, *classifiers: Any, overrides: tuple[str, ...] = ()) -> RunConfig:
+    given = f"evaluation.video_classifiers={json.dumps(classifiers)}"
+    return load_config(repository / "configs/miniature.yaml", [given, *overrides])
+
+
+def mistake(repository: Path, *classifiers: Any, overrides: tuple[str, ...] = ()) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(repository, *classifiers, overrides=overrides)
+    return str(caught.value)
+
+
+def test_a_classifier_has_the_runs_workers_and_its_own_batches(repository: Path) -> None:
+    config = load(repository, {"name": "videomae", "path": "/models/videomae", "global_batch_size": 8, "micro_batch_size": 4})
+    (classifier,) = config.evaluation.video_classifiers
+    training = classifier.training(config.training)
+    assert (training.num_workers, training.global_batch_size, training.micro_batch_size) == (2, 8, 4)
+    assert training.checkpoint_every_steps == config.training.checkpoint_every_steps
+    assert config.evaluation.all_systems == ("videomae", *config.evaluation.systems)
+
+
+def test_its_folder_is_relative_to_the_file(tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "models" / "videomae").mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    text = (repository / "configs/miniature.yaml").read_text().replace("tasks/", f"{repository}/configs/tasks/")
+    path = tmp_path / "configs" / "run.yaml"
+    path.write_text(f"{text}\n  video_classifiers:\n    - {{name: videomae, path: ../models/videomae}}\n")
+    assert load_config(path, []).evaluation.video_classifiers[0].path == str(tmp_path / "models" / "videomae")
+
+
+def test_video_classifiers_alone_are_a_run(repository: Path) -> None:
+    config = load(repository, {"name": "vivit", "path": "/m"}, overrides=("evaluation.systems=[]",))
+    assert config.evaluation.all_systems == ("vivit",)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "said"),
+    [
+        ({"name": "rb-ft"}, "name 'rb-ft' is that of a system which is trained here"),
+        ({"name": "rb-ft-mix-50"}, "is that of a system which is trained here"),
+        ({"name": "a/b"}, "video_classifiers.0.name"),
+        ({"num_frames": 7}, "video_classifiers.0.num_frames: Input should be a multiple of 2"),
+        (
+            {"global_batch_size": 6, "micro_batch_size": 2},
+            "its global_batch_size 6 does not divide by training.num_workers 2 x its micro_batch",
+        ),
+        ({"learning_rat": 1}, "did you mean evaluation.video_classifiers.0.learning_rate?"),
+        ({"fit": "squash"}, "video_classifiers.0.fit"),
+        ({"class_balance": "both"}, "video_classifiers.0.class_balance"),
+    ],
+)
+def test_mistakes_are_named(repository: Path, classifier: dict[str, Any], said: str) -> None:
+    assert said in mistake(repository, {"name": "a", "path": "/m"} | classifier)
+
+
+def test_two_systems_cannot_have_one_name(repository: Path) -> None:
+    assert "'a' stands twice" in mistake(repository, {"name": "a", "path": "/m"}, {"name": "a", "path": "/n"})
+    asked = ('evaluation.api_models=["gpt-4o"]',)
+    assert "'gpt-4o' stands twice" in mistake(repository, {"name": "gpt-4o", "path": "/m"}, overrides=asked)
