@@ -182,8 +182,8 @@ def _table(size: str, measured: Measured) -> str:
 
 {table}
 
-Probabilities of ours and of transformers' forward passes differ by at most {measured.largest_difference:.1e}; the label that `llm` generates
-is the likeliest one for {measured.same_label:.0%} of the clips.
+Probabilities of ours and of transformers' forward passes differ by at most {measured.largest_difference:.1e}; the label that
+`llm` generates is the likeliest one for {measured.same_label:.0%} of the clips.
 """
 
 

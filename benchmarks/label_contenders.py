@@ -159,13 +159,11 @@ class HFForward:
     """Teacher-forced log-likelihoods by transformers alone: its processor, its model, no cache."""
 
     def __init__(self, case: Case) -> None:
-        from transformers import AutoModelForImageTextToText
+        from rbft.models.load import load_model  # for its positions: transformers' own are not those that the model was trained with
 
         self._case, self._adapter = case, case.adapter()
         config = case.config.model
-        self._model: Any = AutoModelForImageTextToText.from_pretrained(
-            config.path, dtype=config.dtype, attn_implementation=config.attention
-        ).eval()
+        self._model: Any = load_model(config.path, config.dtype, config.attention).eval()
         self._labels = case.config.task.labels
         self._prompt = self._adapter.prompt_text(case.messages)
         self._ahead = ThreadPoolExecutor(1)
