@@ -1,8 +1,9 @@
 """Videos a second of label likelihoods: our engines against generating the label with plain vLLM, and against transformers' forward
 passes, warm and interleaved in one run. `python -m benchmarks evaluation [--json PATH]`
 
-Two sizes: the miniature shows what everything around the model costs, a random model of some thirty million parameters that sees larger
-frames is bound by reading the video, as a real one is. Clips are decoded in advance, for all. Ratios are medians over rounds.
+Two sizes: the miniature, with the two labels of its task, shows what everything around the model costs; a random model of some thirty
+million parameters, with three labels and frames of the paper's size, is bound by reading the video, as a real one is. Clips are decoded in
+advance, for all. Ratios are medians over rounds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.label_contenders import BareAsyncLLM, Case, Contender, HFForward, OfflineLLM, Told, ours, ours_hf
+from benchmarks.large_model import teach_to_answer, write_large_model
 from benchmarks.machine import describe_machine
 from miniature.world import sample_world
 from miniature.write import write_world
@@ -33,8 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/evaluation.md"
 
 NUM_ROUNDS = 5
-NUM_CLIPS = {"miniature": 128, "large": 16}
-LARGE_PIXELS = 224 * 224
+NUM_CLIPS = {"miniature": 128, "large": 8}
+FRAME_PIXELS = 151_200
+"""Of the large size; the paper's."""
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "ours": ours,
     "ours_hf": ours_hf,
@@ -95,32 +97,19 @@ def main(arguments: Sequence[str] = ()) -> None:
 
 def _case(size: str, folder: Path) -> Case:
     world = write_world(folder / f"{size}-world", sample_world(seed=6, sizes={"train": NUM_CLIPS[size], "test": 2}))
-    settings = [f"name={size}", f"output_dir={folder}", f"data.manifest={world}"]
+    # The tokens of a label and its end.
+    settings = [f"name={size}", f"output_dir={folder}", f"data.manifest={world}", "evaluation.max_new_tokens=2"]
     if size == "large":
-        pixels = [f"video.min_pixels={LARGE_PIXELS}", f"video.max_pixels={LARGE_PIXELS}"]
-        settings += [f"model.path={_large_model(folder / 'model')}", "engine.max_num_seqs=8", *pixels]
+        model = write_large_model(folder / "model", 512, 8, 16, 4)
+        pixels = [f"video.min_pixels={FRAME_PIXELS}", f"video.max_pixels={FRAME_PIXELS}"]
+        settings += [f"task={ROOT / 'configs/tasks/miniature-titles.yaml'}", f"model.path={model}", *pixels]
+        settings += ["engine.max_num_seqs=8", "engine.max_model_len=1024"]
     config = load_config(ROOT / "configs/miniature.yaml", settings)
     uris = [str(world.parent / example.uri) for example in read_manifest(str(world)) if example.split == "train"]
-    return Case(size, config, [decode(uri, config.video.spec()) for uri in uris])
-
-
-def _large_model(folder: Path) -> Path:
-    """A random model with the miniature's tokenizer and processors."""
-    import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    shutil.copytree(ROOT / "miniature/model", folder)
-    config = Qwen2_5_VLConfig.from_pretrained(folder)
-    text, vision = config.text_config, config.vision_config
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 512, 1536, 8
-    text.layer_types = ["full_attention"] * text.num_hidden_layers
-    text.num_attention_heads, text.num_key_value_heads, text.max_window_layers = 16, 4, text.num_hidden_layers
-    vision.out_hidden_size = text.hidden_size
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    print(f"large: a random model of {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.0f} million parameters", flush=True)
-    model.save_pretrained(folder)
-    return folder
+    clips = [decode(uri, config.video.spec()) for uri in uris]
+    if size == "large":
+        teach_to_answer(model, clips, config.task)
+    return Case(size, config, clips)
 
 
 def _measure(case: Case) -> Measured:

@@ -234,9 +234,8 @@ def _greedy(case: Case, adapter: ChatAdapter) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    longest = max(len(adapter.answer_ids(label)) for label in case.config.task.labels)
     return SamplingParams(
-        max_tokens=longest,
+        max_tokens=case.config.evaluation.max_new_tokens,
         temperature=0.0,
         stop_token_ids=[adapter.end_token_id],
         detokenize=False,

@@ -37,6 +37,7 @@ class VllmEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -44,7 +45,9 @@ class VllmEngine:
         self.adapter = ChatAdapter(model.path, spec)
         arguments = engine_arguments(model, config, self.adapter, seed)
         try:
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            # With the sizes that vLLM gives to offline work. Those of an `AsyncLLM`, 2,048 tokens in a step and as many of encoded videos
+            # kept, are less than one long video, on any GPU.
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
         except (ValueError, RuntimeError, OSError) as error:
             raise EngineGoneError(f"{model.path}: vLLM cannot start: {_one_line(error)}") from error
 
@@ -91,10 +94,11 @@ class VllmEngine:
 
     async def _walk_on(self, prompt: dict[str, Any], tree: dict[Prefix, list[int]], node: Prefix) -> tuple[_Reads, Any]:
         rendered = await self._render(prompt | {"prompt_token_ids": [*prompt["prompt_token_ids"], *node]})
-        return await self._walk(rendered, tree, node)
+        # Before any video that waits: until then the caches hold what was computed of this one.
+        return await self._walk(rendered, tree, node, priority=-1)
 
     async def _walk(
-        self, rendered: dict[str, Any], tree: dict[Prefix, list[int]], node: Prefix, max_new_tokens: int | None = None
+        self, rendered: Any, tree: dict[Prefix, list[int]], node: Prefix, max_new_tokens: int | None = None, priority: int = 0
     ) -> tuple[_Reads, Any]:
         """Write greedily after the prompt that ends with `node`: the reads of `node` and of those below that the text goes through, and the
         request."""
@@ -104,7 +108,7 @@ class VllmEngine:
         params = self._params(
             max_tokens=max_new_tokens or depth_below(tree, node), temperature=0.0, logprobs=len(tokens), logprob_token_ids=tokens
         )
-        result = await self._run(rendered, params)
+        result = await self._run(rendered, params, priority)
         output = result.outputs[0]
         logprobs = [{token: read.logprob for token, read in step.items()} for step in output.logprobs]
         reads = read_on_the_way(tree, node, output.token_ids, logprobs)
@@ -136,10 +140,10 @@ class VllmEngine:
             raise EngineError(f"the engine refused the request: {_one_line(error)}") from error
         return rendered
 
-    async def _run(self, rendered: Any, params: Any) -> Any:
+    async def _run(self, rendered: Any, params: Any, priority: int = 0) -> Any:
         result = None
         try:
-            stream: AsyncIterator[Any] = self._llm.generate(rendered, params, request_id=uuid.uuid4().hex)
+            stream: AsyncIterator[Any] = self._llm.generate(rendered, params, request_id=uuid.uuid4().hex, priority=priority)
             async for output in stream:
                 result = output
         except self._dead_error as error:
@@ -164,6 +168,7 @@ def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdap
         "limit_mm_per_prompt": {"image": 0, "video": 1},
         "mm_processor_kwargs": adapter.video_kwargs,
         "disable_log_stats": True,
+        "scheduling_policy": "priority",  # first come, first served among equals
     }
     if config.tensor_parallel_size > 1:
         # An actor has its GPUs to itself. vLLM would otherwise ask Ray for others, which nobody has.
