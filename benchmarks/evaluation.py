@@ -99,6 +99,7 @@ def _case(size: str, folder: Path) -> Case:
     world = write_world(folder / f"{size}-world", sample_world(seed=6, sizes={"train": NUM_CLIPS[size], "test": 2}))
     # The tokens of a label and its end.
     settings = [f"name={size}", f"output_dir={folder}", f"data.manifest={world}", "evaluation.max_new_tokens=2"]
+    model = None
     if size == "large":
         model = write_large_model(folder / "model", 512, 8, 16, 4)
         pixels = [f"video.min_pixels={FRAME_PIXELS}", f"video.max_pixels={FRAME_PIXELS}"]
@@ -107,7 +108,7 @@ def _case(size: str, folder: Path) -> Case:
     config = load_config(ROOT / "configs/miniature.yaml", settings)
     uris = [str(world.parent / example.uri) for example in read_manifest(str(world)) if example.split == "train"]
     clips = [decode(uri, config.video.spec()) for uri in uris]
-    if size == "large":
+    if model is not None:
         teach_to_answer(model, clips, config.task)
     return Case(size, config, clips)
 
