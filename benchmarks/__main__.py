@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import clip_cache, decode, demo, evidence, generation, gpu_training, looking, repeatability, scale, training
+from benchmarks import clip_cache, decode, demo, evaluation, evidence, generation, gpu_training, looking, repeatability, scale, training
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "generation": generation.main,
+    "evaluation": evaluation.main,
     "decode": decode.main,
     "clip_cache": clip_cache.main,
     "scale": scale.main,

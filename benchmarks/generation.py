@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.contenders import BareAsyncLLM, Case, Contender, Job, OfflineLLM, OneByOneHF, Outcome, RayDataLLM
+from benchmarks.large_model import write_large_model
 from benchmarks.machine import describe_machine
 from miniature.world import sample_world
 from miniature.write import write_world
@@ -91,27 +91,12 @@ def _case(size: str, folder: Path) -> Case:
         *(f"engine.num_cpus={cores}", f"engine.decode_workers={cores}"),
     ]
     if size == "large":
-        settings += [f"model.path={_large_model(folder / 'model')}", "engine.max_num_seqs=16", "engine.rows_per_block=8"]
+        settings += [
+            f"model.path={write_large_model(folder / 'model', 768, 12, 24, 8)}",
+            "engine.max_num_seqs=16",
+            "engine.rows_per_block=8",
+        ]
     return Case(size, load_config(ROOT / "configs/miniature.yaml", settings), examples, NUM_ROUNDS + 1, folder / size)
-
-
-def _large_model(folder: Path) -> Path:
-    """A random model with the miniature's tokenizer and processors."""
-    import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    shutil.copytree(ROOT / "miniature/model", folder)
-    config = Qwen2_5_VLConfig.from_pretrained(folder)
-    text, vision = config.text_config, config.vision_config
-    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 768, 2304, 12
-    text.layer_types = ["full_attention"] * text.num_hidden_layers
-    text.num_attention_heads, text.num_key_value_heads, text.max_window_layers = 24, 8, text.num_hidden_layers
-    vision.out_hidden_size = text.hidden_size
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    print(f"large: a random model of {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.0f} million parameters", flush=True)
-    model.save_pretrained(folder)
-    return folder
 
 
 def _measure(case: Case) -> dict[str, list[Outcome]]:

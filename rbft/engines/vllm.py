@@ -13,13 +13,19 @@ from typing import Any
 
 from rbft.config import EngineConfig, ModelConfig
 from rbft.engines.base import Answer, Generated, Sampling
-from rbft.engines.labels import label_tree, sum_over_tree
+from rbft.engines.labels import Prefix, depth_below, label_tree, next_to_read, read_on_the_way, sum_over_tree, tokens_below
 from rbft.engines.orphans import OWNER
 from rbft.errors import EngineError, EngineGoneError
 from rbft.model_folder import require_model_folder
 from rbft.models.chat import ChatAdapter
 from rbft.records import Clip, VideoSpec
 from rbft.task import Message
+
+_MAX_READ = 128
+"""Tokens whose log-probabilities one request may ask for (`vllm.sampling_params.MAX_LOGPROB_TOKEN_IDS`)."""
+
+_Reads = dict[Prefix, dict[int, float]]
+"""Node -> token -> log-probability."""
 
 
 class VllmEngine:
@@ -31,6 +37,7 @@ class VllmEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -38,43 +45,26 @@ class VllmEngine:
         self.adapter = ChatAdapter(model.path, spec)
         arguments = engine_arguments(model, config, self.adapter, seed)
         try:
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            # With the sizes that vLLM gives to offline work. Those of an `AsyncLLM`, 2,048 tokens in a step and as many of encoded videos
+            # kept, are less than one long video, on any GPU.
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
         except (ValueError, RuntimeError, OSError) as error:
             raise EngineGoneError(f"{model.path}: vLLM cannot start: {_one_line(error)}") from error
 
     async def generate(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> Generated:
-        from vllm import SamplingParams
-
-        params = SamplingParams(
+        params = self._params(
             max_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             seed=sampling.seed if sampling.temperature > 0 else None,
-            stop_token_ids=[self.adapter.end_token_id],
-            detokenize=False,
         )
-        result = await self._run(self.adapter.vllm_prompt(clip, messages), params)
-        output = result.outputs[0]
-        return Generated(
-            text=self.adapter.decode(output.token_ids),
-            num_prompt_tokens=len(result.prompt_token_ids),
-            num_tokens=len(output.token_ids),
-            finish_reason=output.finish_reason,
-        )
+        return self._generated(await self._run(await self._render(self.adapter.vllm_prompt(clip, messages)), params))
 
     async def score(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str]) -> dict[str, float]:
-        answers = {label: self.adapter.answer_ids(label) for label in labels}
-        tree = label_tree(answers)
-        # The root first: it puts the video into the prefix cache, where the other nodes find it.
-        root, *others = tree
-        reads = {root: await self._read(clip, messages, root, tree[root])}
-        values = await asyncio.gather(*(self._read(clip, messages, node, tree[node]) for node in others))
-        reads.update(zip(others, values, strict=True))
-        return sum_over_tree(answers, reads)
+        return (await self._score(clip, messages, labels, None))[0]
 
     async def answer(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str], max_new_tokens: int) -> Answer:
-        # One after the other: the text finds the video in the prefix cache.
-        logprobs = await self.score(clip, messages, labels)
-        return Answer(logprobs, await self.generate(clip, messages, Sampling(max_new_tokens)))
+        logprobs, result = await self._score(clip, messages, labels, max_new_tokens)
+        return Answer(logprobs, self._generated(result))
 
     async def check_health(self) -> None:
         try:
@@ -85,20 +75,75 @@ class VllmEngine:
     def close(self) -> None:
         self._llm.shutdown()
 
-    async def _read(self, clip: Clip, messages: Sequence[Message], node: Sequence[int], tokens: list[int]) -> dict[int, float]:
-        """Log-probability of each of `tokens` right after the prompt and `node`."""
+    async def _score(
+        self, clip: Clip, messages: Sequence[Message], labels: Sequence[str], max_new_tokens: int | None
+    ) -> tuple[dict[str, float], Any]:
+        """Label -> log-likelihood, and the request that came first: greedy text of `max_new_tokens`, or no more than the labels need."""
+        answers = {label: self.adapter.answer_ids(label) for label in labels}
+        tree = label_tree(answers)
+        prompt = self.adapter.vllm_prompt(clip, messages)
+        rendered = await self._render(prompt)
+        # The root alone at first: it puts the video into the prefix cache, where the others find it, and it reads all along its way.
+        reads, first = await self._walk(rendered, tree, (), max_new_tokens)
+        # By its name, so that nobody has to look at the frames again.
+        known = prompt | {"multi_modal_uuids": rendered["mm_hashes"]}
+        while nodes := next_to_read(tree, reads):
+            for walk, _ in await asyncio.gather(*(self._walk_on(known, tree, node) for node in nodes)):
+                reads.update(walk)
+        return sum_over_tree(answers, reads), first
+
+    async def _walk_on(self, prompt: dict[str, Any], tree: dict[Prefix, list[int]], node: Prefix) -> tuple[_Reads, Any]:
+        rendered = await self._render(prompt | {"prompt_token_ids": [*prompt["prompt_token_ids"], *node]})
+        # Before any video that waits: until then the caches hold what was computed of this one.
+        return await self._walk(rendered, tree, node, priority=-1)
+
+    async def _walk(
+        self, rendered: Any, tree: dict[Prefix, list[int]], node: Prefix, max_new_tokens: int | None = None, priority: int = 0
+    ) -> tuple[_Reads, Any]:
+        """Write greedily after the prompt that ends with `node`: the reads of `node` and of those below that the text goes through, and the
+        request."""
+        tokens = tokens_below(tree, node)
+        if len(tokens) > _MAX_READ:
+            tokens = tree[node]
+        params = self._params(
+            max_tokens=max_new_tokens or depth_below(tree, node), temperature=0.0, logprobs=len(tokens), logprob_token_ids=tokens
+        )
+        result = await self._run(rendered, params, priority)
+        output = result.outputs[0]
+        logprobs = [{token: read.logprob for token, read in step.items()} for step in output.logprobs]
+        reads = read_on_the_way(tree, node, output.token_ids, logprobs)
+        if node not in reads:
+            raise EngineError("the engine gave no log-probabilities of the labels' tokens")
+        return reads, result
+
+    def _params(self, **settings: Any) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=len(tokens), logprob_token_ids=tokens, detokenize=False)
-        result = await self._run(self.adapter.vllm_prompt(clip, messages, node), params)
-        read = result.outputs[0].logprobs[0]
-        return {token: read[token].logprob for token in tokens}
+        stop = [self.adapter.end_token_id]
+        return SamplingParams(**settings, stop_token_ids=stop, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
 
-    async def _run(self, prompt: dict[str, Any], params: Any) -> Any:
-        result = None
+    def _generated(self, result: Any) -> Generated:
+        output = result.outputs[0]
+        return Generated(
+            text=self.adapter.decode(output.token_ids),
+            num_prompt_tokens=len(result.prompt_token_ids),
+            num_tokens=len(output.token_ids),
+            finish_reason=output.finish_reason,
+        )
+
+    async def _render(self, prompt: dict[str, Any]) -> Any:
+        """What the engine takes: tokens expanded, frames through the processor unless its cache knows them."""
         try:
             (rendered,) = await self._llm.renderer.render_cmpl_async([prompt])
-            stream: AsyncIterator[Any] = self._llm.generate(rendered, params, request_id=uuid.uuid4().hex)
+        except ValueError as error:
+            raise EngineError(f"the engine refused the request: {_one_line(error)}") from error
+        return rendered
+
+    async def _run(self, rendered: Any, params: Any, priority: int = 0) -> Any:
+        result = None
+        try:
+            stream: AsyncIterator[Any] = self._llm.generate(rendered, params, request_id=uuid.uuid4().hex, priority=priority)
             async for output in stream:
                 result = output
         except self._dead_error as error:
@@ -123,6 +168,7 @@ def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdap
         "limit_mm_per_prompt": {"image": 0, "video": 1},
         "mm_processor_kwargs": adapter.video_kwargs,
         "disable_log_stats": True,
+        "scheduling_policy": "priority",  # first come, first served among equals
     }
     if config.tensor_parallel_size > 1:
         # An actor has its GPUs to itself. vLLM would otherwise ask Ray for others, which nobody has.

@@ -182,11 +182,11 @@ class ChatAdapter:
         pixels = batch["pixel_values_videos"].to(model.device, model.dtype)
         return {name: value.to(model.device) for name, value in batch.items()} | {"pixel_values_videos": pixels}
 
-    def vllm_prompt(self, clip: Clip, messages: Sequence[Message], answer_prefix: Sequence[int] = ()) -> dict[str, Any]:
-        """The same conversation as vLLM's `TokensPrompt`; `answer_prefix` are token ids the assistant has said already."""
+    def vllm_prompt(self, clip: Clip, messages: Sequence[Message]) -> dict[str, Any]:
+        """The same conversation as vLLM's `TokensPrompt`."""
         metadata = self.video_metadata(clip) | {"do_sample_frames": False}
         return {
-            "prompt_token_ids": [*self.prompt_ids(messages), *answer_prefix],
+            "prompt_token_ids": self.prompt_ids(messages),
             "multi_modal_data": {"video": [(clip.frames_THWC, metadata)]},
         }
 

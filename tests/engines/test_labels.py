@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbft.engines.labels import Prefix, label_tree, probabilities, sum_over_tree
+from rbft.engines.labels import (
+    Prefix,
+    depth_below,
+    label_tree,
+    next_to_read,
+    probabilities,
+    read_on_the_way,
+    sum_over_tree,
+    tokens_below,
+)
 
 END = 0
 VOCABULARY = 6
@@ -73,3 +82,44 @@ def test_probabilities_add_up_to_one_and_keep_the_order_and_the_odds(logprobs: d
     for one, other in itertools.combinations(logprobs, 2):
         if min(shares[one], shares[other]) > 1e-200:
             assert math.log(shares[one] / shares[other]) == pytest.approx(logprobs[one] - logprobs[other], abs=1e-6)
+
+
+@given(answers, st.integers(0, 999), st.integers(1, 6))
+def test_greedy_walks_read_the_whole_tree_wherever_they_go(answers: dict[str, Prefix], seed: int, most_tokens: int) -> None:
+    """Each begins at a node that has not been read and reads until it leaves the tree, ends, or may write no more."""
+    tree = label_tree(answers)
+    reads: dict[Prefix, dict[int, float]] = {}
+    num_walks = 0
+    while nodes := next_to_read(tree, reads):
+        for node in nodes:
+            written: list[int] = []
+            logprobs: list[dict[int, float]] = []
+            for _ in range(min(most_tokens, depth_below(tree, node))):
+                table = next_token_logprobs((*node, *written), seed)
+                logprobs.append({token: float(table[token]) for token in tokens_below(tree, node)})
+                written.append(int(table.argmax()))
+                if written[-1] == END:
+                    break
+            walk = read_on_the_way(tree, node, written, logprobs)
+            assert node in walk and not walk.keys() & reads.keys()
+            reads |= walk
+            num_walks += 1
+    assert {node: set(read) for node, read in reads.items()} == {node: set(tokens) for node, tokens in tree.items()}
+    assert all(value == next_token_logprobs(node, seed)[token] for node, read in reads.items() for token, value in read.items())
+    assert num_walks <= len(tree)
+
+
+def test_text_that_goes_along_a_label_reads_all_of_it() -> None:
+    tree = label_tree({"ab": (1, 2, END), "ac": (1, 3, END), "d": (4, END)})
+    choices = dict.fromkeys(tokens_below(tree, ()), -1.0)
+    reads = read_on_the_way(tree, (), (1, 2, END), [choices] * 3)
+    assert list(reads) == [(), (1,), (1, 2)] and depth_below(tree, ()) == 3
+    assert next_to_read(tree, reads) == [(1, 3), (4,)]
+
+
+def test_text_that_leaves_the_labels_reads_no_further() -> None:
+    tree = label_tree({"ab": (1, 2, END), "d": (4, END)})
+    choices = dict.fromkeys(tokens_below(tree, ()), -1.0)
+    reads = read_on_the_way(tree, (), (5, 1, 2), [choices] * 3)
+    assert reads == {(): {1: -1.0, 4: -1.0}}
+    assert next_to_read(tree, reads) == [(1,), (4,)], "and what is below them comes after"

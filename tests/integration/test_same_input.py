@@ -1,7 +1,11 @@
-"""The same clip is the same model input on the training, vLLM and plain transformers paths, and the engines agree on it."""
+"""The same clip is the same model input on the training, vLLM and plain transformers paths, and the engines agree on it.
 
-from collections.abc import Iterator
+For all labels together vLLM reads it once.
+"""
+
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import torch
 
 from rbft.config import ModelConfig, RunConfig, load_config
 from rbft.engines.base import Answer, Sampling
+from rbft.engines.labels import label_tree
 from rbft.engines.vllm import engine_arguments
 from rbft.models.chat import ChatAdapter
 from rbft.records import Clip, VideoSpec
@@ -122,3 +127,38 @@ def test_label_likelihoods_of_vllm_and_transformers_agree_on_qwen2_vl(qwen2_vl: 
     for seed in range(3):
         by_vllm, by_hf = qwen2_vl.both("score", random_clip(seed), MESSAGES, LABELS)
         assert by_vllm == pytest.approx(by_hf, abs=2e-3)
+
+
+SHARED_LABELS = ("normal", "normal dog", "abnormal")
+"""The first two begin alike."""
+
+
+@pytest.mark.parametrize("method", ["score", "answer"])
+def test_labels_cost_one_prefill_of_the_video(method: str, miniature: tuple[Engines, RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the requests compute beside the first is the last, partial block of the prefix cache and the label's own tokens, and the frames
+    go to the engine once."""
+    engines, config = miniature
+    requests: list[tuple[Any, Any]] = []
+    generate = engines.vllm._llm.generate
+
+    async def watched(prompt: Any, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        async for output in generate(prompt, *arguments, **options):
+            yield output
+        requests.append((prompt, output))
+
+    monkeypatch.setattr(engines.vllm._llm, "generate", watched)
+    clip = random_clip(90 + len(method), num_frames=32, height=84, width=84)
+    arguments = (16,) if method == "answer" else ()
+    by_vllm, by_hf = engines.both(method, clip, config.task.question_messages(), SHARED_LABELS, *arguments)
+    scores = [each.logprobs if isinstance(each, Answer) else each for each in (by_vllm, by_hf)]
+    assert scores[0] == pytest.approx(scores[1], abs=2e-3)
+
+    tree = label_tree({label: engines.vllm.adapter.answer_ids(label) for label in SHARED_LABELS})
+    (first_prompt, first), *others = requests
+    num_tokens, block = len(first.prompt_token_ids), config.engine.block_size
+    assert block is not None and num_tokens > 4 * block
+    assert first.num_cached_tokens == 0 and first_prompt["mm_kwargs"]["video"][0] is not None
+    assert 1 <= len(others) < len(tree), "nodes on the way of the first request need no other"
+    for prompt, output in others:
+        assert output.num_cached_tokens >= num_tokens // block * block - block * (num_tokens % block == 0)
+        assert prompt["mm_kwargs"]["video"] == [None], "its name is enough"

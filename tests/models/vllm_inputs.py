@@ -54,9 +54,9 @@ class VllmProcessor:
         from vllm.multimodal.processing.context import TimingContext
         from vllm.multimodal.processing.inputs import ProcessorInputs
 
-        prompt = self._adapter.vllm_prompt(clip, messages, answer_prefix)
+        prompt = self._adapter.vllm_prompt(clip, messages)
         items = self._processor.info.parse_mm_data(prompt["multi_modal_data"])
-        made = self._processor.apply(ProcessorInputs(prompt["prompt_token_ids"], items), TimingContext(enabled=False))
+        made = self._processor.apply(ProcessorInputs([*prompt["prompt_token_ids"], *answer_prefix], items), TimingContext(enabled=False))
         video, place = made["mm_kwargs"]["video"][0], made["mm_placeholders"]["video"][0]
         feature = MultiModalFeatureSpec(data=video, modality="video", identifier="clip", mm_position=place)
         positions_3L, delta = self._positions(made["prompt_token_ids"], [feature])
