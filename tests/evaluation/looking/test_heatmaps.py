@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from rbft.evaluation.figures import frame_images
-from rbft.evaluation.looking.attention import AttentionMap
+from rbft.evaluation.looking.attention_map import AttentionMap
 from rbft.evaluation.looking.boxes import Box, boxes_in_frames
 from rbft.evaluation.looking.heatmaps import colours, frame_pngs, overlay, png, strip
 from tests.evaluation.looking.clips import clip_of
