@@ -110,10 +110,10 @@ def test_nothing_in_the_page_runs_or_is_fetched_and_a_script_in_it_would_be_stop
 @pytest.mark.parametrize("which", ["file", "comparison_file"])
 def test_on_paper_nothing_is_cut_off_and_what_is_folded_is_open(page: Page, which: str, request: pytest.FixtureRequest) -> None:
     page.open(request.getfixturevalue(which), width=PAPER)
-    assert not page.run("document.querySelector('.source dl').checkVisibility()")
+    assert not page.run("document.querySelector('.source p').checkVisibility()")
     page.as_printed()
     try:
-        assert page.run("[...document.querySelectorAll('details > :not(summary)')].filter(e => !e.checkVisibility()).length") == 0
+        assert page.run("[...document.querySelectorAll('details > :not(summary, .files)')].filter(e => !e.checkVisibility()).length") == 0
         assert page.run("[...document.querySelectorAll('.wide, .strip')].filter(e => e.scrollWidth > e.clientWidth + 1).length") == 0
         assert page.run("document.documentElement.scrollWidth") <= PAPER
         assert page.pdf().startswith(b"%PDF-")

@@ -11,7 +11,7 @@ from miniature.write import write_world
 from ray_jobs.evaluate import evaluate, held_out, prediction_work, read_calibrations
 from ray_jobs.pipeline import make_report, make_summary, results_table
 from ray_jobs.run import Run
-from rbft import rows, storage
+from rbft import artifacts, rows, storage
 from rbft.config import load_config
 from rbft.errors import ConfigError, DataError
 from rbft.evaluation.calibration import Calibration
@@ -68,6 +68,11 @@ def test_a_run_is_calibrated_on_validation_and_reports_both_numbers(repository: 
     (system,) = report.systems
     assert system.calibrated is not None and system.probabilities is not None
     assert system.calibrated.probabilities.ece < system.probabilities.ece
+    (source,) = report.sources
+    assert (source.split, source.num_videos, source.facts["engine"]) == ("test", 8, run.config.evaluation.engine)
+    for file, sha256 in source.files:
+        assert file.startswith(f"{run.artifact(f'evaluation/{SYSTEM}')}/") and artifacts.file_sha256(file) == sha256
+    assert artifacts.file_sha256(run.layout.manifest) in report.provenance["manifest"]
     text = Path(run.layout.report).read_text()
     assert f"calibrated: temperature {fitted.temperature:.3f}" in text
     assert "AUROC" in results_table(report) and "always 'abnormal'" in results_table(report)
@@ -107,6 +112,7 @@ def test_predictions_made_elsewhere_stand_in_the_report_and_only_for_the_same_vi
     report = make_report(reopened)
     assert [system.name for system in report.systems] == ["videomae", SYSTEM]
     assert report.systems[0].main.accuracy == 1 and report.systems[0].probabilities is None
+    assert report.sources[0].facts == {"imported from": "videomae.csv", "SHA-256 of what was imported": artifacts.file_sha256(source)}
 
     source.write_text("with one video less")
     add_to_run(run.layout.root, "videomae", answers[1:], source)
