@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rbft import storage
+from rbft.evaluation.html_pages import PAGES
 from rbft.evaluation.locate import FoundPredictions
 from rbft.evaluation.metrics import METRICS, answer, confidence
 from rbft.evaluation.probabilities import PROBABILITY_METRICS
 from rbft.evaluation.provenance import DEFINITIONS
 from rbft.evaluation.reliability import reliability_plot
-from rbft.evaluation.report import PAGES, comparison_plot
+from rbft.evaluation.report import comparison_plot
 from rbft.evaluation.report_data import UNLABELLED, ShownVideo
 from rbft.evaluation.side_by_side import SideBySide
 from rbft.evaluation.tables import METRIC_TITLES, PROBABILITY_TITLES, difference_sentence, plain_difference

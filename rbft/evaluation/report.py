@@ -13,32 +13,17 @@ from markupsafe import Markup
 from rbft import storage
 from rbft.evaluation.cells import Cell
 from rbft.evaluation.compare import Comparison
-from rbft.evaluation.figures import IntervalRow, frame_images, interval_plot, loss_plot
+from rbft.evaluation.figures import IntervalRow, interval_plot, loss_plot
+from rbft.evaluation.html_pages import PAGES
 from rbft.evaluation.metrics import METRICS, Metrics, metrics_from_confusion
 from rbft.evaluation.paper import SMARTHOME_LABELS, PaperRow, paper_table
 from rbft.evaluation.probabilities import ProbabilityMetrics
 from rbft.evaluation.provenance import DEFINITIONS
 from rbft.evaluation.reliability import reliability_plot
 from rbft.evaluation.report_data import ReportData
-from rbft.evaluation.tables import (
-    METRIC_TITLES,
-    difference_sentence,
-    duration,
-    interval,
-    p_text,
-    percent,
-    points,
-    system_title,
-)
+from rbft.evaluation.tables import METRIC_TITLES, difference_sentence, system_title
 from rbft.evaluation.video_cards import VideoCard, make_cards
-from rbft.pages import html_environment
 
-PAGES = html_environment(
-    "rbft.evaluation",
-    **{"percent": percent, "interval": interval, "points": points, "duration": duration},
-    **{"system_title": system_title, "frame_images": frame_images, "p_text": p_text},
-)
-"""The templates of the report and of the pages that look like it."""
 MAX_F1_COLUMNS = 3
 """Labels whose F1 stands in the first table, as in the paper's; those of more stand in a table of their own only."""
 NUM_AT_FIRST = 6

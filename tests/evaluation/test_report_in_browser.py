@@ -9,9 +9,13 @@ import pytest
 
 from rbft.evaluation.comparison_page import changed_videos, render_comparison
 from rbft.evaluation.locate import FoundPredictions
+from rbft.evaluation.metrics import metrics_from_confusion
+from rbft.evaluation.paper import SMARTHOME_LABELS
 from rbft.evaluation.provenance import Source
 from rbft.evaluation.report import NUM_AT_FIRST, render_report
 from rbft.evaluation.report_data import ReportData
+from rbft.evaluation.reproduction import TABLES, make_table
+from rbft.evaluation.reproduction_page import render_table
 from rbft.evaluation.side_by_side import side_by_side
 from tests.browser import Page, browser_page, needs_browser
 from tests.evaluation.sample_report import TASK, sample_clip, sample_predictions, sample_report
@@ -62,11 +66,21 @@ def comparison_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = side_by_side(sides[0].predictions, sides[1].predictions, TASK.labels, names=names)
     changed = changed_videos(found, sides[0].predictions, sides[1].predictions, limit=4)
     clips = {id_: sample_clip() for kind in changed for id_ in kind.shown}
-    path.write_text(render_comparison(found, *sides, changed, clips, seed=0), encoding="utf-8")
+    path.write_text(render_comparison(found, sides[0], sides[1], changed, clips, seed=0), encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("which", ["file", "comparison_file"])
+@pytest.fixture(scope="module")
+def paper_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The paper's Table 1 with rows of ours."""
+    path = tmp_path_factory.mktemp("table") / "table1.html"
+    ours = metrics_from_confusion([[30, 10], [5, 55]], SMARTHOME_LABELS)
+    table = make_table(TABLES[1], "a world", SMARTHOME_LABELS, {"Qwen2.5-VL-7B": dict.fromkeys(TABLES[1].systems, ours)}, {})
+    path.write_text(render_table(table, {}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("which", ["file", "comparison_file", "paper_file"])
 @pytest.mark.parametrize("width", [320, PHONE, DESK])
 def test_nothing_is_wider_than_the_window(page: Page, which: str, width: int, request: pytest.FixtureRequest) -> None:
     page.open(request.getfixturevalue(which), width=width)
