@@ -27,11 +27,9 @@ def _facts(run: Run, system: str) -> dict[str, str]:
     asked = next((model for model in config.evaluation.api_models if model.name == system), None)
     if asked is not None:
         return {"model": f"{asked.model} at {asked.url}"}
-    if system not in config.evaluation.systems:
-        return {}
-    facts = {"base model": f"{config.model.path}, fingerprint {run.model_fingerprint}"}
+    facts = {}
+    if system in config.evaluation.systems:
+        facts["base model"] = f"{config.model.path}, fingerprint {run.model_fingerprint}"
     stages = [(stage, run.artifact(f"train/{system}/{stage}")) for stage in get_args(Stage)]
-    facts |= {f"trained, {stage}": f"{folder}/final" for stage, folder in stages if folder is not None}
-    if len(facts) > 1:
-        facts["training seed"] = str(config.seed)
-    return facts
+    trained = {f"trained, {stage}": f"{folder}/final" for stage, folder in stages if folder is not None}
+    return facts | trained | ({"training seed": str(config.seed)} if trained else {})

@@ -136,6 +136,10 @@ class ReportData:
         return main_system({system.name: system for system in self.systems})
 
     @property
+    def has_rationales(self) -> bool:
+        return any(video.rationale is not None for video in self.videos)
+
+    @property
     def has_attention(self) -> bool:
         return any(video.attention is not None for video in self.videos)
 

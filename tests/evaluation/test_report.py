@@ -144,7 +144,9 @@ def test_a_run_of_one_system_still_has_a_report() -> None:
     rows = [Prediction("a", "normal", "normal"), Prediction("b", "abnormal", None, error_code="video_missing")]
     alone = report_data(title="Alone", task=TASK, examples=[], predictions={"zero-shot": rows}, shown_ids=["a", "b"])
     assert alone.systems[0].generate is None and alone.comparisons == ()
-    assert "50.00 %" in render_report(alone)
+    page = render_report(alone)
+    assert "50.00 %" in page and "No frames to show" in page
+    assert "when it is asked for a rationale" not in page and "No rationale was made" not in page  # nobody asked
 
 
 def test_the_report_is_written_whole_and_replaces_the_last_one(tmp_path: Path, report: ReportData) -> None:
