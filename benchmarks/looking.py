@@ -21,7 +21,8 @@ from miniature.world import sample_world
 from miniature.write import write_world
 from ray_jobs.run import versions
 from rbft.config import MaskingConfig, RunConfig, load_config
-from rbft.evaluation.looking.attention import AttentionMap, AttentionReader
+from rbft.evaluation.looking.attention import AttentionReader
+from rbft.evaluation.looking.attention_map import AttentionMap
 from rbft.evaluation.looking.box_files import read_boxes
 from rbft.evaluation.looking.boxes import boxes_of_others
 from rbft.evaluation.looking.focus import Enrichment, enrichment, focuses

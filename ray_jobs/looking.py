@@ -6,11 +6,12 @@ What they find is kept under the fingerprint of what determines it, so that a se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ray_jobs.engine_actor import start_engine
 from ray_jobs.evaluate import held_out, require_model
@@ -18,10 +19,10 @@ from ray_jobs.progress import say
 from ray_jobs.ray_runtime import ensure_ray, reason
 from ray_jobs.run import Run, video_key
 from ray_jobs.work import EngineName
-from rbft import artifacts, storage
+from rbft import artifacts, rows, storage
 from rbft.config import ModelConfig, RunConfig
 from rbft.errors import ConfigError, JobError, VideoError
-from rbft.evaluation.looking.attention import AttentionMap, AttentionReader
+from rbft.evaluation.looking.attention_map import AttentionMap, map_schema, maps_from_table, maps_table
 from rbft.evaluation.looking.box_files import write_boxes
 from rbft.evaluation.looking.boxes import Box, boxes_of_others
 from rbft.evaluation.looking.focus import Focus, focuses
@@ -118,9 +119,44 @@ def read_attention(run: Run, systems: Sequence[str], shown: Sequence[str]) -> di
     return found
 
 
+def attention_maps(run: Run, system: str, examples: Sequence[Example]) -> dict[str, AttentionMap]:
+    """Id -> where the model of `system` looks on each of `examples` that can be decoded; kept beside its predictions."""
+    kept = artifacts.fingerprint(run.config.evaluation.attention.model_dump(mode="json"))
+    folder = f"{run.artifact(f'evaluation/{system}')}/attention-{kept}"
+    done = rows.done_ids(folder, map_schema())
+    pending = [example for example in examples if example.id not in done]
+    if pending:
+        say(f"report: reading the attention of {system} on {len(pending)} videos")
+        rows.write_part(folder, _task(run.config, _read_maps, run.config, require_model(run, system), pending))
+    wanted = {example.id for example in examples}
+    return {id_: each for id_, each in maps_from_table(rows.read_parts(folder, map_schema())).items() if id_ in wanted}
+
+
+def _read_maps(config: RunConfig, model: ModelConfig, examples: Sequence[Example]) -> pa.Table:
+    maps = {example.id: attention for example, _, attention in _looks(config, model, examples)}
+    return maps_table(maps, {example.id: VideoError.code for example in examples if example.id not in maps})
+
+
 def _read(config: RunConfig, model: ModelConfig, examples: Sequence[Example], shown: frozenset[str]) -> Looks:
+    source = make_source(config.evaluation.masking)
+    maps: dict[str, AttentionMap] = {}
+    boxes: Boxes = {}
+    clips: dict[str, Clip] = {}
+    for example, clip, attention in _looks(config, model, examples):
+        maps[example.id] = attention
+        boxes[example.id] = asyncio.run(source.boxes(example.id, clip))
+        # Its times and its size are needed until the end, its pixels are not.
+        clips[example.id] = replace(clip, frames_THWC=np.broadcast_to(np.zeros((), dtype=np.uint8), clip.frames_THWC.shape))
+    num_objects = config.evaluation.masking.num_objects
+    here, elsewhere = (focuses(maps, clips, of, num_objects) for of in (boxes, boxes_of_others(boxes)))
+    return Looks(here, elsewhere, {id_: maps[id_] for id_ in maps if id_ in shown}, {id_: boxes[id_] for id_ in boxes if id_ in shown})
+
+
+def _looks(config: RunConfig, model: ModelConfig, examples: Sequence[Example]) -> Iterator[tuple[Example, Clip, AttentionMap]]:
+    """Each of `examples` that can be decoded, with its clip and where `model` looks, one at a time."""
     import torch
 
+    from rbft.evaluation.looking.attention import AttentionReader
     from rbft.models.chat import ChatAdapter
     from rbft.models.load import load_model
 
@@ -128,10 +164,6 @@ def _read(config: RunConfig, model: ModelConfig, examples: Sequence[Example], sh
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_model(model.path, model.dtype, model.attention).to(device)
     reader = AttentionReader(loaded, ChatAdapter(model.path, spec), attention.num_layers)
-    source = make_source(config.evaluation.masking)
-    maps: dict[str, AttentionMap] = {}
-    boxes: Boxes = {}
-    clips: dict[str, Clip] = {}
     with DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes) as pool:
         for example in examples:
             try:
@@ -140,15 +172,10 @@ def _read(config: RunConfig, model: ModelConfig, examples: Sequence[Example], sh
                 continue
             messages = task.question_messages(example.context)
             if attention.method == "gradient":
-                (maps[example.id],) = reader.read_gradient([(clip, messages, example.label or task.labels[0])])
+                (found,) = reader.read_gradient([(clip, messages, example.label or task.labels[0])])
             else:
-                (maps[example.id],) = reader.read([(clip, messages)])
-            boxes[example.id] = asyncio.run(source.boxes(example.id, clip))
-            # Its times and its size are needed until the end, its pixels are not.
-            clips[example.id] = replace(clip, frames_THWC=np.broadcast_to(np.zeros((), dtype=np.uint8), clip.frames_THWC.shape))
-    num_objects = config.evaluation.masking.num_objects
-    here, elsewhere = (focuses(maps, clips, of, num_objects) for of in (boxes, boxes_of_others(boxes)))
-    return Looks(here, elsewhere, {id_: maps[id_] for id_ in maps if id_ in shown}, {id_: boxes[id_] for id_ in boxes if id_ in shown})
+                (found,) = reader.read([(clip, messages)])
+            yield example, clip, found
 
 
 def _task(config: RunConfig, function: Any, *arguments: Any) -> Any:

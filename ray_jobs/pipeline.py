@@ -6,7 +6,7 @@ Submitting it again skips what is complete and goes on where it stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,23 +14,27 @@ from ray_jobs import api_models
 from ray_jobs.command import main
 from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_calibrations, read_predictions
 from ray_jobs.generate import distinct_rationales, generate, read_rationales
+from ray_jobs.looking import attention_maps
 from ray_jobs.memory import PeakMemory
 from ray_jobs.progress import say
+from ray_jobs.provenance import read_sources
 from ray_jobs.rationale_check import check_rationales, report_section
 from ray_jobs.run import Run
 from ray_jobs.seeds import seeds_section, seeds_summary, study_seeds
 from ray_jobs.train import train
 from ray_jobs.video_classifiers import train_classifiers
-from rbft import storage
-from rbft.errors import VideoError
+from rbft import artifacts, storage
+from rbft.errors import RBFTError
+from rbft.evaluation.cells import choose_videos, make_cells
 from rbft.evaluation.curves import read_curves
 from rbft.evaluation.imported import read_imported
+from rbft.evaluation.looking.heatmaps import overlay
 from rbft.evaluation.report import write_report
-from rbft.evaluation.report_data import MAIN_SYSTEM, ReportData, ReportSection, choose_samples, report_data
+from rbft.evaluation.report_data import ReportData, ReportSection, main_system, report_data
+from rbft.evaluation.run_clips import decode_clips
 from rbft.evaluation.tables import difference_sentence, summary_json, table_text
 from rbft.records import Clip, Example
 from rbft.video.durations import clip_durations
-from rbft.video.pool import DecodePool
 
 
 def job(run: Run) -> None:
@@ -91,26 +95,31 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     predictions = read_imported(run.fact("imported", {}), [example.id for example in held_out(run)])
     predictions |= {system: read_predictions(run, system) for system in config.evaluation.all_systems}
     rationales = read_rationales(run) if config.evaluation.needs_rationales else []
-    sample_ids = choose_samples(predictions, count=config.evaluation.num_report_samples, seed=config.seed)
+    cells = make_cells(predictions, config.task.labels)
+    main = main_system(predictions)
     by_id = {example.id: example for example in held_out(run)}
-    main_system = MAIN_SYSTEM if MAIN_SYSTEM in predictions else list(predictions)[-1]
-    samples = [by_id[id_] for id_ in sample_ids]
-    curves = read_curves(run.stage_folders())
+    shown = [by_id[id_] for id_ in choose_videos(cells, main, config.evaluation.num_report_samples)]
+    clips = read_clips(run, shown)
+    is_ours = main in config.evaluation.systems
+    heatmaps, notes = _heatmaps(run, main, shown, clips) if is_ours and config.evaluation.report_attention else ({}, ())
     report = report_data(
         title=f"RB-FT: {config.name}",
         task=config.task,
         examples=run.examples,
         predictions=predictions,
         rationales=rationales,
-        curves=curves,
-        sample_ids=sample_ids,
-        clips=read_clips(run, samples),
-        sample_rationales=explain(run, main_system, samples) if main_system in config.evaluation.systems else {},
+        curves=read_curves(run.stage_folders()),
+        shown_ids=[example.id for example in shown],
+        clips=clips,
+        explanations=explain(run, main, shown) if is_ours else {},
+        heatmaps=heatmaps,
+        sources=read_sources(run, predictions),
         wall_s=run.fact("wall_s", {}),
         versions=run.fact("versions", {}),
-        provenance={"command": str(run.fact("command")), "commit": str(run.fact("commit")), "seed": str(config.seed)},
+        provenance=_provenance(run),
         calibrations=read_calibrations(run),
         durations_s=clip_durations(by_id.values()),
+        notes=notes,
         seed=config.seed,
     )
     report = replace(report, sections=tuple(sections))
@@ -118,17 +127,27 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     return report
 
 
+def _heatmaps(run: Run, system: str, shown: list[Example], clips: Mapping[str, Clip]) -> tuple[dict[str, Clip], tuple[str, ...]]:
+    """Id -> clip under its heatmap; and why there are none, where they cannot be read: a report without them is still a report."""
+    try:
+        maps = attention_maps(run, system, [example for example in shown if example.id in clips])
+    except RBFTError as error:
+        say(f"report: no attention: {error}")
+        return {}, (f"No attention is shown: {error}",)
+    return {id_: overlay(clips[id_], attention) for id_, attention in maps.items()}, ()
+
+
+def _provenance(run: Run) -> dict[str, str]:
+    manifest = artifacts.bytes_sha256(storage.read_bytes(run.layout.manifest))
+    known = {"command": run.fact("command"), "commit": run.fact("commit"), "seed": run.config.seed}
+    rationales = run.artifact("rationales") if run.config.evaluation.needs_rationales else None
+    known |= {"configuration": run.layout.config, "manifest": f"{run.layout.manifest}, SHA-256 {manifest}", "rationales": rationales}
+    return {name: str(value) for name, value in known.items() if value is not None}
+
+
 def read_clips(run: Run, examples: list[Example]) -> dict[str, Clip]:
     """Id -> clip of those of `examples` that can be decoded."""
-    video = run.config.video
-    clips = {}
-    with DecodePool(run.config.engine.decode_workers, video.timeout_s, video.memory_limit_bytes) as pool:
-        for example in examples:
-            try:
-                clips[example.id] = pool.decode(example.uri, video.spec(), example.start_s, example.end_s)
-            except VideoError:
-                continue  # The report shows its error row.
-    return clips
+    return decode_clips(examples, run.config.video, run.config.engine.decode_workers)
 
 
 def results_table(report: ReportData) -> str:

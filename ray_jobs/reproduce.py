@@ -26,12 +26,13 @@ from rbft.config import RunConfig, load_config
 from rbft.data.tables import read_rows
 from rbft.errors import ConfigError
 from rbft.evaluation import figure2
+from rbft.evaluation.cells import choose_videos, make_cells
 from rbft.evaluation.failures import FailureAnalysis, analyse_failures, analysis_json, analysis_text, known_attributes
 from rbft.evaluation.figure2 import Figure2, FigureRow, Strip
 from rbft.evaluation.looking.boxes import boxes_in_frames
 from rbft.evaluation.looking.heatmaps import png, strip
 from rbft.evaluation.metrics import Metrics, answered_modes, evaluate_predictions
-from rbft.evaluation.report_data import BASELINES, MAIN_SYSTEM, choose_samples
+from rbft.evaluation.report_data import BASELINES, MAIN_SYSTEM
 from rbft.evaluation.reproduction import BACKBONES, TABLES, PaperTable, TableSpec, make_table, table_json, table_text
 from rbft.evaluation.reproduction_page import render_figure2, render_table
 from rbft.evaluation.tables import system_title
@@ -102,7 +103,8 @@ def reproduce_figure2(configs: Sequence[RunConfig]) -> Figure2:
         find_boxes(run)
         prefix = f"{_backbone(run)}: " if len(runs) > 1 else ""
         predictions = {system: read_predictions(run, system) for system in figure2.SYSTEMS}
-        shown = choose_samples(predictions, count=run.config.evaluation.num_report_samples, seed=run.config.seed)
+        cells = make_cells(predictions, run.config.task.labels)
+        shown = choose_videos(cells, MAIN_SYSTEM, run.config.evaluation.attention.num_shown)
         looks = read_attention(run, figure2.SYSTEMS, shown)
         titles = {system: prefix + system_title(system) for system in looks}
         rows |= figure2.make_rows({titles[system]: (each.here, each.elsewhere) for system, each in looks.items()}, run.config.seed)

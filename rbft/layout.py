@@ -8,7 +8,8 @@
                                                 with scores.parquet, quality.json and quality.html, and reviews/ if people changed any
 <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
 <run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json, COMPLETE.json; of an API model also
-                                                usage.json and answers/
+                                                usage.json and answers/; of the report's videos what the model writes about
+                                                them, samples/, and where it looks, attention-<fingerprint>/
 <run>/calibration/<system>/<fingerprint>/       the same for the validation videos, if evaluation.calibrate, with calibration.json
 <run>/rationale-check/<system>/<fingerprint>/   parts/ of what a model wrote about held-out videos after training, if that was asked for
 <run>/looking/boxes-<fingerprint>.parquet       where the base model sees objects, if `evaluation.masking.find` is grounding

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.browser import WITHOUT_BROWSER
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Before anything is imported, and for every child process. No test talks to a hub, a telemetry server or a cluster that happens to run.
@@ -66,7 +68,7 @@ _forbidden_skips: list[str] = []
 def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if "GPU" not in reason:
+        if "GPU" not in reason and reason != WITHOUT_BROWSER:
             _forbidden_skips.append(f"{report.nodeid}: {reason}")
 
 
@@ -79,13 +81,13 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A test that does not run holds nothing: a skip for want of anything but a GPU fails the session."""
+    """A test that does not run holds nothing: a skip for want of anything but a GPU or a browser fails the session."""
     if _forbidden_skips and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _forbidden_skips:
-        terminalreporter.section("skipped for want of something other than a GPU: not allowed", red=True)
+        terminalreporter.section("skipped for want of something other than a GPU or a browser: not allowed", red=True)
         for line in _forbidden_skips:
             terminalreporter.line(line)

@@ -31,3 +31,5 @@ class AttentionConfig(Section):
     """The attention itself; or weighted with its effect on the answer, gradient x attention, which goes beyond the paper."""
     num_layers: int = Field(4, gt=0)
     """The last ones of the language model, averaged; all of a model that has fewer."""
+    num_shown: int = Field(12, ge=0)
+    """Videos of which Figure 2 shows the heatmaps; the numbers are of all."""

@@ -35,7 +35,12 @@ class EvaluationConfig(Section):
     calibrate: bool = False
     """Whether the validation split is scored too, and a temperature and a threshold fitted on it; the report has both numbers, with and
     without them (readings, 12). They change no prediction that is kept."""
-    num_report_samples: int = Field(12, ge=0)
+    num_report_samples: int = Field(36, ge=0)
+    """Test videos that the report shows with frames and with the rationale that the main system's model writes about them; the cells of all
+    confusion matrices share them out, mistakes and the least certain first. 0 shows none, and asks for nothing."""
+    report_attention: bool = True
+    """Whether the report also shows where the main system's model looks on those videos (`attention` says how); read by plain transformers
+    with the resources of one engine. A model that it cannot be read of is named there instead."""
     attributes: str | None = None
     """A CSV, TSV, JSONL or Parquet file with a column `id` and others by whose values failures are counted, beside label and category."""
     rationale_check: int = Field(0, ge=0)

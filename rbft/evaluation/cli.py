@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rbft.evaluation.locate import FoundPredictions
+    from rbft.evaluation.side_by_side import SideBySide
     from rbft.records import Example
 
 _WHERE = "RUN_FOLDER/SYSTEM, e.g. runs/smarthome/rb-ft; or a folder or Parquet file of predictions"
@@ -35,6 +37,10 @@ def _add_compare(subparsers: Any) -> None:
     parser.add_argument("--mode", choices=("likelihood", "generate"), default="likelihood", help="which answer (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the resamples (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON, with the ids of all videos that changed")
+    parser.add_argument("--html", metavar="FILE", help="also write a page with plots, matrices and the videos that changed")
+    parser.add_argument(
+        "--videos", type=int, default=12, metavar="N", help="videos that the page shows of each kind of change (default: %(default)s)"
+    )
     parser.set_defaults(handler=_compare)
 
 
@@ -47,10 +53,23 @@ def _compare(arguments: argparse.Namespace) -> None:
     found = side_by_side(
         one.predictions, other.predictions, _labels(arguments.labels, one, other), names=names, mode=arguments.mode, seed=arguments.seed
     )
+    if arguments.html is not None:
+        _write_page(arguments, found, one, other)
     if arguments.json:
         print(json.dumps(side_by_side_json(found), indent=2, ensure_ascii=False))
     else:
         print(side_by_side_text(found))
+
+
+def _write_page(arguments: argparse.Namespace, found: SideBySide, one: FoundPredictions, other: FoundPredictions) -> None:
+    from rbft.evaluation.comparison_page import changed_videos, render_comparison, write_comparison
+    from rbft.evaluation.run_clips import read_run_clips
+
+    changed = changed_videos(found, one.predictions, other.predictions, limit=arguments.videos)
+    run = one.run or other.run
+    clips = read_run_clips(run, [id_ for kind in changed for id_ in kind.shown]) if run is not None else {}
+    write_comparison(render_comparison(found, one, other, changed, clips, seed=arguments.seed), arguments.html)
+    print(f"wrote {arguments.html}", file=sys.stderr)
 
 
 def _labels(given: str | None, one: FoundPredictions, other: FoundPredictions) -> tuple[str, ...]:

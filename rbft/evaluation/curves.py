@@ -21,6 +21,8 @@ class LossCurve:
     """Optimiser steps, rising."""
     losses: tuple[float, ...]
     """Token mean over the global batch, nats; NaN or infinite where training said so."""
+    file: str = ""
+    """Where they were read."""
 
 
 def read_curve(uri: str, system: str, stage: str) -> LossCurve:
@@ -42,7 +44,7 @@ def read_curve(uri: str, system: str, stage: str) -> LossCurve:
     if not loss_at:
         raise ArtifactError(f"{uri}: no line holds a step and its loss; train this stage again")
     steps = tuple(sorted(loss_at))
-    return LossCurve(system=system, stage=stage, steps=steps, losses=tuple(loss_at[step] for step in steps))
+    return LossCurve(system=system, stage=stage, steps=steps, losses=tuple(loss_at[step] for step in steps), file=uri)
 
 
 def read_curves(folders: Mapping[tuple[str, str], str]) -> list[LossCurve]:

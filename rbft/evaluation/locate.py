@@ -12,6 +12,7 @@ import yaml
 from rbft import artifacts, rows, storage
 from rbft.errors import ArtifactError, DataError
 from rbft.evaluation.predictions import predictions_from_table, read_predictions
+from rbft.evaluation.provenance import Source, read_source
 from rbft.layout import RunLayout
 from rbft.records import Prediction, prediction_schema
 
@@ -27,6 +28,7 @@ class FoundPredictions:
     """Of the run's task, in its order; of a lone file those of its probabilities, or those that occur in it, by name."""
     run: str | None
     """The run's folder; None for a lone file or folder."""
+    source: Source
 
 
 def find_predictions(where: str) -> FoundPredictions:
@@ -39,7 +41,9 @@ def find_predictions(where: str) -> FoundPredictions:
     where = where.rstrip("/")
     if where.endswith(".parquet"):
         predictions = read_predictions(where)
-        return FoundPredictions(where.rpartition("/")[2].removesuffix(".parquet"), predictions, _labels(predictions, where), None)
+        name = where.rpartition("/")[2].removesuffix(".parquet")
+        file = (where, artifacts.bytes_sha256(storage.read_bytes(where)))
+        return FoundPredictions(name, predictions, _labels(predictions, where), None, Source(name, (file,), None, None, len(predictions)))
     if artifacts.is_complete(where):
         return _in_folder(where, where.rpartition("/")[2], None)
     run, _, system = where.rpartition("/")
@@ -61,7 +65,7 @@ def _folder(run: str, system: str, recorded: str) -> str:
 def _in_folder(folder: str, name: str, run: str | None) -> FoundPredictions:
     predictions = predictions_from_table(rows.read_finished(folder, "predictions", prediction_schema()), folder)
     labels = _labels(predictions, folder) if run is None else _task_labels(run)
-    return FoundPredictions(name, predictions, labels, run)
+    return FoundPredictions(name, predictions, labels, run, read_source(folder, name, num_videos=len(predictions)))
 
 
 def _task_labels(run: str) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ class ClassMetrics(BaseModel):
     f1: float
     support: int
     """Clips whose true label this is."""
+    ci95: dict[str, Interval]
+    """"precision", "recall" and "f1" -> percentile interval of the bootstrap over clips."""
 
 
 class Metrics(BaseModel):
@@ -71,15 +73,22 @@ def score_confusions(confusions: NDArray[np.floating] | NDArray[np.integer]) -> 
     """Metric of `METRICS` -> its values [...] for confusion matrices [..., K, K + 1], rows true, last column no answer."""
     confusions = np.asarray(confusions, dtype=np.float64)
     num_labels = confusions.shape[-2]
+    support, predicted = confusions.sum(axis=-1), confusions[..., :num_labels].sum(axis=-2)
     correct = np.diagonal(confusions[..., :num_labels], axis1=-2, axis2=-1)
-    support = confusions.sum(axis=-1)
-    predicted = confusions[..., :num_labels].sum(axis=-2)
-    recall, f1 = _ratio(correct, support), _ratio(2 * correct, support + predicted)
+    of_class = _class_scores(confusions)
     return {
         "accuracy": _ratio(correct.sum(axis=-1), support.sum(axis=-1)),
-        "balanced_accuracy": _ratio(recall.sum(axis=-1), (support > 0).sum(axis=-1)),
-        "macro_f1": _ratio(f1.sum(axis=-1), (support + predicted > 0).sum(axis=-1)),
+        "balanced_accuracy": _ratio(of_class["recall"].sum(axis=-1), (support > 0).sum(axis=-1)),
+        "macro_f1": _ratio(of_class["f1"].sum(axis=-1), (support + predicted > 0).sum(axis=-1)),
     }
+
+
+def _class_scores(confusions: NDArray[np.floating] | NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
+    """ "precision", "recall" and "f1" -> values [..., K] for confusion matrices [..., K, K + 1]."""
+    num_labels = confusions.shape[-2]
+    correct = np.diagonal(confusions[..., :num_labels], axis1=-2, axis2=-1)
+    support, predicted = confusions.sum(axis=-1), confusions[..., :num_labels].sum(axis=-2)
+    return {"precision": _ratio(correct, predicted), "recall": _ratio(correct, support), "f1": _ratio(2 * correct, support + predicted)}
 
 
 def metrics_from_confusion(confusion: ArrayLike, labels: Sequence[str], *, seed: int = 0) -> Metrics:
@@ -89,14 +98,12 @@ def metrics_from_confusion(confusion: ArrayLike, labels: Sequence[str], *, seed:
         DataError: the matrix does not fit `labels`, holds a negative number, or counts no clip.
     """
     counts = _checked(confusion, labels)
-    num_labels, num_clips = len(labels), int(counts.sum())
-    support, predicted = counts.sum(axis=1), counts[:, :num_labels].sum(axis=0)
-    correct = np.diagonal(counts[:, :num_labels])
-    precision, recall = _ratio(correct, predicted), _ratio(correct, support)
-    f1 = _ratio(2 * correct, support + predicted)
+    num_clips = int(counts.sum())
+    support, of_class = counts.sum(axis=1), _class_scores(counts)
     scores = {name: float(value) for name, value in score_confusions(counts).items()}
     draws = np.random.default_rng(seed).multinomial(num_clips, counts.ravel() / num_clips, size=NUM_RESAMPLES)
-    resampled = score_confusions(draws.reshape(NUM_RESAMPLES, *counts.shape))
+    draws = draws.reshape(NUM_RESAMPLES, *counts.shape)
+    resampled, by_class = score_confusions(draws), _class_scores(draws)
     majority = int(support.argmax())
     return Metrics(
         labels=tuple(labels),
@@ -106,10 +113,14 @@ def metrics_from_confusion(confusion: ArrayLike, labels: Sequence[str], *, seed:
         balanced_accuracy=scores["balanced_accuracy"],
         macro_f1=scores["macro_f1"],
         per_class={
-            label: ClassMetrics(precision=float(precision[i]), recall=float(recall[i]), f1=float(f1[i]), support=int(support[i]))
+            label: ClassMetrics(
+                **{name: float(values[i]) for name, values in of_class.items()},
+                support=int(support[i]),
+                ci95={name: interval95(values[:, i]) for name, values in by_class.items()},
+            )
             for i, label in enumerate(labels)
         },
-        coverage=float(predicted.sum() / num_clips),
+        coverage=float(counts[:, : len(labels)].sum() / num_clips),
         ci95={name: interval95(values) for name, values in resampled.items()},
         majority_label=labels[majority],
         majority_accuracy=float(support[majority] / num_clips),
@@ -140,6 +151,12 @@ def answered_modes(predictions: Sequence[Prediction]) -> tuple[Mode, ...]:
 def answer(prediction: Prediction, mode: Mode) -> str | None:
     """The label that a prediction answers in `mode`; None where it has none."""
     return prediction.predicted if mode == "likelihood" else prediction.generated_label
+
+
+def confidence(prediction: Prediction, mode: Mode = "likelihood") -> float | None:
+    """The probability of the answer in `mode`; None where there is no answer or no probability of it."""
+    answered = answer(prediction, mode)
+    return None if answered is None else prediction.probabilities.get(answered)
 
 
 def answer_indices(predictions: Sequence[Prediction], labels: Sequence[str], mode: Mode) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,6 +1,7 @@
 """`report.html`: one file that needs nothing else, neither a script nor the network.
 
-Every text that comes from outside is escaped by the template engine; a content security policy in the page forbids the rest.
+Every text that comes from outside is escaped by the template engine; a content security policy in the page forbids the rest. What opens,
+a cell of a confusion matrix say, opens by style sheet alone: its link names a place in the page, and `:target` shows what belongs to it.
 """
 
 from __future__ import annotations
@@ -10,35 +11,28 @@ from typing import Any
 from markupsafe import Markup
 
 from rbft import storage
+from rbft.evaluation.cells import Cell
 from rbft.evaluation.compare import Comparison
-from rbft.evaluation.figures import IntervalRow, frame_images, interval_plot, loss_plot
+from rbft.evaluation.figures import IntervalRow, interval_plot, loss_plot
+from rbft.evaluation.html_pages import PAGES
 from rbft.evaluation.metrics import METRICS, Metrics, metrics_from_confusion
 from rbft.evaluation.paper import SMARTHOME_LABELS, PaperRow, paper_table
 from rbft.evaluation.probabilities import ProbabilityMetrics
+from rbft.evaluation.provenance import DEFINITIONS
 from rbft.evaluation.reliability import reliability_plot
 from rbft.evaluation.report_data import ReportData
-from rbft.evaluation.tables import (
-    METRIC_TITLES,
-    difference_sentence,
-    duration,
-    interval,
-    p_text,
-    percent,
-    points,
-    system_title,
-)
-from rbft.pages import html_environment
+from rbft.evaluation.tables import METRIC_TITLES, difference_sentence, system_title
+from rbft.evaluation.video_cards import VideoCard, make_cards
 
-_TEMPLATE = "report.html.j2"
+MAX_F1_COLUMNS = 3
+"""Labels whose F1 stands in the first table, as in the paper's; those of more stand in a table of their own only."""
+NUM_AT_FIRST = 6
+"""Videos that stand open before a cell is chosen."""
 
 
 def render_report(report: ReportData) -> str:
     """The report as one HTML page."""
-    filters = {
-        **{"percent": percent, "interval": interval, "points": points, "duration": duration},
-        **{"system_title": system_title, "frame_images": frame_images, "p_text": p_text},
-    }
-    return html_environment("rbft.evaluation", **filters).get_template(_TEMPLATE).render(_context(report))
+    return PAGES.get_template("report.html.j2").render(_context(report))
 
 
 def write_report(report: ReportData, uri: str) -> None:
@@ -49,27 +43,41 @@ def write_report(report: ReportData, uri: str) -> None:
 def _context(report: ReportData) -> dict[str, Any]:
     majority = next(iter(report.baselines.values()), None)
     likelihood = [(system.name, system.likelihood) for system in report.systems if system.likelihood is not None]
-    modes = [("By label likelihood", likelihood)] if likelihood else []
+    modes = [("By label likelihood", "likelihood", likelihood)] if likelihood else []
     generate = [(system.name, system.generate) for system in report.systems if system.generate is not None]
     if generate:
-        modes.append(("By generated text", generate))
+        modes.append(("By generated text", "generate", generate))
+    cards = make_cards(report.videos, report.cells, report.task.labels)
     return {
         "report": report,
         "headlines": [difference_sentence(comparison) for comparison in report.comparisons],
         "metric_titles": METRIC_TITLES,
+        "definitions": DEFINITIONS,
         "modes": modes,
         "by_text": any(system.likelihood is None for system in report.systems),
         "majority": majority,
+        "f1_labels": report.task.labels if len(report.task.labels) <= MAX_F1_COLUMNS else (),
         "ranked": _ranked(report),
         "reliability": [(title, reliability_plot(found, description=f"reliability of {title}")) for title, found, _ in _ranked(report)],
         "slices": _slice_rows(report),
         "metric_plots": [(METRIC_TITLES[name], _metric_plot(report, majority, name)) for name in METRICS] if majority else [],
-        "comparison_plots": [(METRIC_TITLES[name], _comparison_plot(report.comparisons, name)) for name in METRICS]
+        "comparison_plots": [(METRIC_TITLES[name], comparison_plot(report.comparisons, name)) for name in METRICS]
         if report.comparisons
         else [],
+        "cells": {(cell.system, cell.mode, cell.row, cell.column): cell for cell in report.cells},
+        "cards": cards,
+        "num_at_first": NUM_AT_FIRST,
+        "opened": _opened(report.cells, cards),
+        "files": {source.system: source.line for source in report.sources},
         "curves": [(curve, loss_plot(curve)) for curve in report.curves],
         "paper_tables": [(table, [(row, _decoded(row)) for row in paper_table(table)]) for table in (1, 2)],
     }
+
+
+def _opened(cells: tuple[Cell, ...], cards: tuple[VideoCard, ...]) -> list[tuple[Cell, int]]:
+    """Each cell that opens, and how many of its videos are shown."""
+    shown = {card.video.id for card in cards}
+    return [(cell, len(shown.intersection(cell.ids))) for cell in cells] if cards else []
 
 
 def _ranked(report: ReportData) -> list[tuple[str, ProbabilityMetrics, Metrics]]:
@@ -108,7 +116,8 @@ def _metric_plot(report: ReportData, majority: Metrics, metric: str) -> Markup:
     return interval_plot(rows, description=description, ends=(0.0, 1.0), reference=getattr(majority, metric))
 
 
-def _comparison_plot(comparisons: tuple[Comparison, ...], metric: str) -> Markup:
+def comparison_plot(comparisons: tuple[Comparison, ...], metric: str) -> Markup:
+    """Differences of `metric` with their intervals; the axis is the same for every metric."""
     rows = [
         IntervalRow(
             f"{system_title(comparison.system)} − {system_title(comparison.baseline)}",

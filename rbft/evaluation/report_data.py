@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from markupsafe import Markup
 
 from rbft.evaluation.calibration import Calibration, apply_calibration
+from rbft.evaluation.cells import Cell, make_cells
 from rbft.evaluation.compare import Comparison, compare_predictions
 from rbft.evaluation.curves import LossCurve
-from rbft.evaluation.metrics import Metrics, answered_modes, evaluate_predictions
+from rbft.evaluation.metrics import Metrics, answer, answered_modes, confidence, evaluate_predictions
 from rbft.evaluation.probabilities import ProbabilityMetrics, evaluate_probabilities, has_probabilities
+from rbft.evaluation.provenance import Source
 from rbft.evaluation.slices import Slice, category_groups, duration_groups, slice_metrics
 from rbft.evaluation.tables import own_majority
 from rbft.evaluation.trivial import baseline_predictions
@@ -60,7 +62,7 @@ class SystemResult:
 
 
 @dataclass(frozen=True)
-class SampleStrip:
+class ShownVideo:
     """One test video as the report shows it."""
 
     id: str
@@ -71,6 +73,9 @@ class SampleStrip:
     """Whether the main system is wrong about it, by label likelihood where it has that."""
     clip: Clip | None
     rationale: Rationale | None
+    """What the main system's model writes when it is asked for one."""
+    attention: Clip | None
+    """`clip` under the heatmap of where the main system's model looks."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,16 @@ class ReportData:
     baselines: dict[str, Metrics] = field(default_factory=dict)
     """Name -> metrics of answers that look at no video: fitted on the training labels, or where there are none on the tested clips."""
     curves: tuple[LossCurve, ...] = ()
-    samples: tuple[SampleStrip, ...] = ()
+    cells: tuple[Cell, ...] = ()
+    """Of all confusion matrices."""
+    videos: tuple[ShownVideo, ...] = ()
+    """The main system's mistakes first, the least certain of them first; then what it gets right, likewise."""
+    sources: tuple[Source, ...] = ()
+    """Of the systems, where that is known."""
+    seed: int = 0
+    """Of the resamples."""
+    notes: tuple[str, ...] = ()
+    """What could not be shown, and why."""
     rationales: RationaleStatistics | None = None
     wall_s: dict[str, float] = field(default_factory=dict)
     """Step -> seconds."""
@@ -115,6 +129,19 @@ class ReportData:
     provenance: dict[str, str] = field(default_factory=dict)
     """What made this run: configuration fingerprint, seed, command, commit."""
     sections: tuple[ReportSection, ...] = ()
+
+    @property
+    def main_system(self) -> str:
+        """The one that the report is about."""
+        return main_system({system.name: system for system in self.systems})
+
+    @property
+    def has_rationales(self) -> bool:
+        return any(video.rationale is not None for video in self.videos)
+
+    @property
+    def has_attention(self) -> bool:
+        return any(video.attention is not None for video in self.videos)
 
 
 def report_data(
@@ -125,20 +152,24 @@ def report_data(
     predictions: Mapping[str, Sequence[Prediction]],
     rationales: Sequence[Rationale] = (),
     curves: Sequence[LossCurve] = (),
-    sample_ids: Sequence[str] = (),
+    shown_ids: Collection[str] = (),
     clips: Mapping[str, Clip] | None = None,
-    sample_rationales: Mapping[str, Rationale] | None = None,
+    explanations: Mapping[str, Rationale] | None = None,
+    heatmaps: Mapping[str, Clip] | None = None,
+    sources: Sequence[Source] = (),
     wall_s: Mapping[str, float] | None = None,
     versions: Mapping[str, str] | None = None,
     provenance: Mapping[str, str] | None = None,
     calibrations: Mapping[str, Calibration] | None = None,
     durations_s: Mapping[str, float] | None = None,
+    notes: Sequence[str] = (),
     seed: int = 0,
 ) -> ReportData:
-    """The report of a run: metrics of every system in the order of `predictions`, the main comparisons, and the strips of `sample_ids`.
+    """The report of a run: metrics of every system in the order of `predictions`, the main comparisons, and the videos `shown_ids`.
 
-    `rationales` are what stage 1 was trained on (for the statistics); `sample_rationales` maps the id of a shown video to its rationale;
-    `calibrations` maps systems to what was fitted for them; `durations_s` maps ids to the seconds of their clips, for the slices.
+    `rationales` are what stage 1 was trained on (for the statistics); `clips`, `explanations` and `heatmaps` map ids of shown videos to
+    what is shown of them; `calibrations` maps systems to what was fitted for them; `durations_s` maps ids to the seconds of their clips,
+    for the slices.
 
     Raises:
         DataError: predictions that cannot be evaluated or paired.
@@ -152,6 +183,7 @@ def report_data(
         for baseline in BASELINES
         if MAIN_SYSTEM in predictions and baseline in predictions
     )
+    cells = make_cells(predictions, task.labels)
     return ReportData(
         title=title,
         task=task,
@@ -160,26 +192,21 @@ def report_data(
         comparisons=comparisons,
         baselines=_baselines(examples, tested, task, systems),
         curves=tuple(curves),
-        samples=_strips(sample_ids, predictions, clips or {}, sample_rationales or {}),
+        cells=cells,
+        videos=_shown(shown_ids, predictions, clips or {}, explanations or {}, heatmaps or {}),
+        sources=tuple(sources),
         rationales=rationale_statistics(rationales) if rationales else None,
         wall_s=dict(wall_s or {}),
         versions=dict(versions or {}),
         provenance=dict(provenance or {}),
+        notes=tuple(notes),
+        seed=seed,
     )
 
 
-def choose_samples(predictions: Mapping[str, Sequence[Prediction]], *, count: int = 12, seed: int = 0) -> list[str]:
-    """Ids of the test videos to show: the main system's most confident mistakes, at most two thirds, then right ones drawn by `seed`.
-
-    An error row is a mistake; it comes last of them, as there is nothing to look at.
-    """
-    rows = _main(predictions)
-    wrong = sorted((row for row in rows if _is_wrong(row)), key=lambda row: (-_confidence(row), row.id))
-    right = sorted(
-        (row for row in rows if not _is_wrong(row)), key=lambda row: hashlib.sha256(f"{seed}:samples:{row.id}".encode()).digest()
-    )
-    num_wrong = min(len(wrong), max(count - len(right), (2 * count + 2) // 3))
-    return [row.id for row in [*wrong[:num_wrong], *right[: count - num_wrong]]]
+def main_system(predictions: Mapping[str, Any]) -> str:
+    """The one that the report is about: RB-FT, or in a run without it the last."""
+    return MAIN_SYSTEM if MAIN_SYSTEM in predictions else list(predictions)[-1]
 
 
 def rationale_statistics(rationales: Iterable[Rationale]) -> RationaleStatistics:
@@ -242,35 +269,29 @@ def _split_counts(examples: Sequence[Example], task: Task) -> dict[str, dict[str
     return {split: {label: counts[split, label] for label in labels} for split in splits}
 
 
-def _strips(
-    ids: Sequence[str], predictions: Mapping[str, Sequence[Prediction]], clips: Mapping[str, Clip], rationales: Mapping[str, Rationale]
-) -> tuple[SampleStrip, ...]:
+def _shown(
+    ids: Collection[str],
+    predictions: Mapping[str, Sequence[Prediction]],
+    clips: Mapping[str, Clip],
+    explanations: Mapping[str, Rationale],
+    heatmaps: Mapping[str, Clip],
+) -> tuple[ShownVideo, ...]:
     if not ids:
         return ()
     by_system = {name: {row.id: row for row in rows} for name, rows in predictions.items()}
-    main = {row.id: row for row in _main(predictions)}
-    strips = [
-        SampleStrip(
-            id=each,
-            label=main[each].label or UNLABELLED,
-            answers={name: rows[each] for name, rows in by_system.items() if each in rows},
-            wrong=_is_wrong(main[each]),
-            clip=clips.get(each),
-            rationale=rationales.get(each),
+    main = main_system(predictions)
+    rows = by_system[main]
+    mode = answered_modes(predictions[main])[0]
+    videos = [
+        ShownVideo(
+            id=id_,
+            label=rows[id_].label or UNLABELLED,
+            answers={name: of_system[id_] for name, of_system in by_system.items() if id_ in of_system},
+            wrong=answer(rows[id_], mode) != rows[id_].label,
+            clip=clips.get(id_),
+            rationale=explanations.get(id_),
+            attention=heatmaps.get(id_),
         )
-        for each in ids
+        for id_ in ids
     ]
-    return tuple(sorted(strips, key=lambda strip: not strip.wrong))  # wrong ones first, else as given
-
-
-def _main(predictions: Mapping[str, Sequence[Prediction]]) -> Sequence[Prediction]:
-    """The main system's predictions; the last system's in a run without it."""
-    return predictions[MAIN_SYSTEM] if MAIN_SYSTEM in predictions else list(predictions.values())[-1]
-
-
-def _is_wrong(prediction: Prediction) -> bool:
-    return (prediction.predicted or prediction.generated_label) != prediction.label
-
-
-def _confidence(prediction: Prediction) -> float:
-    return prediction.probabilities.get(prediction.predicted, 0.0) if prediction.predicted is not None else 0.0
+    return tuple(sorted(videos, key=lambda video: (not video.wrong, confidence(rows[video.id], mode) or 0.0, video.id)))

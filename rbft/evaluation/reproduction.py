@@ -124,7 +124,8 @@ def _taken(theirs: dict[tuple[str, str], PaperRow], name: str) -> list[tuple[tup
 def _ours(name: str, metrics: Metrics, labels: Sequence[str]) -> TableRow:
     scores = [(getattr(metrics, metric), metrics.ci95[metric]) for metric in ("accuracy", "balanced_accuracy", "macro_f1")]
     cells = [f"{percent(value)} {interval(ends)}" for value, ends in scores]
-    cells += [percent(metrics.per_class[label].f1) for label in labels] + [percent(metrics.per_class[label].recall) for label in labels]
+    of_labels = [(score, metrics.per_class[label]) for score in ("f1", "recall") for label in labels]
+    cells += [f"{percent(getattr(scores, score))} {interval(scores.ci95[score])}" for score, scores in of_labels]
     answered = "" if metrics.coverage == 1 else f"{percent(metrics.coverage)} answered, the rest counts as wrong"
     return TableRow(name, False, tuple(cells), answered)
 

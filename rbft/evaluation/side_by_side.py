@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from rbft.evaluation.compare import Comparison, Difference, compare_predictions
+from rbft.evaluation.compare import Comparison, compare_predictions
 from rbft.evaluation.metrics import METRICS, Metrics, Mode, evaluate_predictions
 from rbft.evaluation.probabilities import PROBABILITY_METRICS, ProbabilityMetrics, evaluate_probabilities, has_probabilities
-from rbft.evaluation.tables import METRIC_TITLES, PROBABILITY_TITLES, aligned, interval, p_text, percent, points, signed
+from rbft.evaluation.tables import METRIC_TITLES, PROBABILITY_TITLES, aligned, interval, p_text, percent, plain_difference, points
 from rbft.records import Prediction
 
 _MAX_LISTED = 12
@@ -60,7 +60,7 @@ def side_by_side_text(found: SideBySide) -> str:
         values = [None if each is None else getattr(each, name) for each in found.probabilities]
         if any(value is not None for value in values):
             cells = ["–" if value is None else f"{value:.4f}" for value in values]
-            lines.append([PROBABILITY_TITLES[name], *cells, _plain(comparison.probability_differences.get(name)), ""])
+            lines.append([PROBABILITY_TITLES[name], *cells, plain_difference(comparison.probability_differences.get(name)), ""])
     text = [
         f"{comparison.num_clips} clips, by {'label likelihood' if comparison.mode == 'likelihood' else 'generated text'}",
         *aligned(lines),
@@ -86,13 +86,6 @@ def side_by_side_json(found: SideBySide) -> dict[str, Any]:
         },
         "comparison": comparison.model_dump(mode="json"),
     }
-
-
-def _plain(difference: Difference | None) -> str:
-    if difference is None:
-        return "–"
-    low, high = difference.ci95
-    return f"{signed(difference.value)} [{signed(low)}, {signed(high)}]"
 
 
 def _listed(title: str, ids: Sequence[str]) -> str:

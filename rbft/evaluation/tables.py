@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rbft.evaluation.compare import Comparison
+from rbft.evaluation.compare import Comparison, Difference
 from rbft.evaluation.metrics import METRICS, Interval, Metrics, metrics_from_confusion
 from rbft.evaluation.probabilities import ProbabilityMetrics
 from rbft.systems import parse_system, split_masks
@@ -66,6 +66,14 @@ def signed(value: float) -> str:
     """A plain difference as "+0.0310" or "−0.0102"; zero has no sign."""
     text = f"{value:+.4f}"
     return "0.0000" if text in ("+0.0000", "-0.0000") else text.replace("-", "−")
+
+
+def plain_difference(difference: Difference | None) -> str:
+    """A plain difference with its interval, as `signed` has them; a dash where there is none."""
+    if difference is None:
+        return "–"
+    low, high = difference.ci95
+    return f"{signed(difference.value)} [{signed(low)}, {signed(high)}]"
 
 
 def p_text(p_value: float) -> str:

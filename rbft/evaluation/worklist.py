@@ -22,15 +22,11 @@ from xml.sax.saxutils import quoteattr
 
 from rbft.errors import DataError
 from rbft.evaluation.import_predictions import PROBABILITY_PREFIX
+from rbft.evaluation.metrics import confidence
 from rbft.records import Example, Prediction
 
 _CHOICE, _VIDEO = "label", "video"
 """Names of the two tags of the labelling interface, which every task refers to."""
-
-
-def confidence(prediction: Prediction) -> float | None:
-    """The probability of the answer; None where there is no answer or no probability of it."""
-    return prediction.probabilities.get(prediction.predicted) if prediction.predicted is not None else None
 
 
 def is_wrong(prediction: Prediction) -> bool:

@@ -16,68 +16,16 @@ from PIL import Image
 
 from rbft.evaluation.curves import LossCurve
 from rbft.evaluation.figures import frame_images, loss_plot
+from rbft.evaluation.metrics import confidence
 from rbft.evaluation.report import render_report, write_report
-from rbft.evaluation.report_data import ReportData, ReportSection, choose_samples, rationale_statistics, report_data
-from rbft.records import Clip, Example, Prediction, Rationale
-from rbft.task import Dimension, Task
-
-TASK = Task(
-    name="doors",
-    labels=("normal", "abnormal"),
-    persona="security expert",
-    dimensions=(Dimension(heading="Subjects", describe="who"),),
-    question="Normal or abnormal?",
-)
-ATTACK = "<script>alert(1)</script>"
-OTHER = {"normal": "abnormal", "abnormal": "normal"}
-
-
-def _predictions(share_right: float, num_clips: int = 60) -> list[Prediction]:
-    rows = []
-    for i in range(num_clips):
-        label = "normal" if i % 3 == 0 else "abnormal"
-        predicted = label if (i * 7919 % num_clips) / num_clips < share_right else OTHER[label]
-        sure = 0.5 + i / (2 * num_clips)
-        rows.append(Prediction(f"clip-{i}", label, predicted, {predicted: sure, OTHER[predicted]: 1 - sure}, {}, predicted, predicted))
-    return rows
-
-
-def _clip(num_frames: int = 8, height: int = 84, width: int = 112) -> Clip:
-    frames = np.zeros((num_frames, height, width, 3), dtype=np.uint8)
-    frames[..., 0] = np.linspace(0, 255, num_frames, dtype=np.uint8)[:, None, None]
-    return Clip(frames, tuple(float(i) for i in range(num_frames)), 1.0, float(num_frames), 25.0, "pyav")
+from rbft.evaluation.report_data import ReportData, ReportSection, rationale_statistics, report_data
+from rbft.records import Prediction, Rationale
+from tests.evaluation.sample_report import ATTACK, TASK, sample_clip, sample_report
 
 
 @pytest.fixture(scope="module")
 def report() -> ReportData:
-    predictions = {"zero-shot": _predictions(0.5), "direct-sft-2": _predictions(0.6), "rb-ft": _predictions(0.9)}
-    evil = f'"><img src=x onerror=alert(1)>{ATTACK}'
-    for rows in predictions.values():
-        rows.append(Prediction(evil, "normal", None, error_code="video_decode", error_message=f"{evil}: truncated"))
-    ids = [*choose_samples(predictions, count=6), evil]
-    return report_data(
-        title=f"Doors {ATTACK}",
-        task=TASK,
-        examples=[
-            *(Example(row.id, "x", label=row.label, split="test", category=f"Wildlife, {ATTACK}") for row in predictions["rb-ft"]),
-            Example("t", "x", label="abnormal", split="train", category="Wildlife"),
-            Example("u", "x", split="train"),
-        ],
-        predictions=predictions,
-        rationales=[Rationale("u", 0, text="x", num_tokens=40, finish_reason="stop"), Rationale("v", 0, error_code="video_empty")],
-        curves=[LossCurve("rb-ft", "stage-1", tuple(range(1, 51)), (*(2 / step for step in range(1, 50)), float("nan")))],
-        sample_ids=ids,
-        clips={each: _clip() for each in ids[:-1]},
-        sample_rationales={
-            ids[0]: Rationale(ids[0], 0, text="x", sections={"Subjects": f"a man {ATTACK}"}),
-            ids[1]: Rationale(ids[1], 0, text=f"no headings {ATTACK}"),
-            ids[2]: Rationale(ids[2], 0, error_code="engine", error_message=ATTACK),
-        },
-        wall_s={f"train {ATTACK}": 61.0},
-        versions={"torch": f"2.13 {ATTACK}"},
-        durations_s={f"clip-{i}": 4.0 + i for i in range(20)},
-        provenance={"command": f"python x.py --set a={ATTACK}"},
-    )
+    return sample_report()
 
 
 class _Page(HTMLParser):
@@ -119,14 +67,16 @@ def test_every_tag_of_the_page_is_closed_in_order(page: _Page) -> None:
 
 def test_the_page_refers_to_nothing_outside_itself(page: _Page, report: ReportData) -> None:
     references = [attrs[name] or "" for _, attrs in page.tags for name in ("src", "href", "srcset", "xlink:href", "data") if name in attrs]
-    assert references and all(reference.startswith("data:image/") for reference in references)
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert references and all(reference.startswith("data:image/") or reference[1:] in ids for reference in references)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?:|@import|url\(", render_report(report))
 
 
 def test_texts_from_outside_stay_texts(page: _Page) -> None:
     text = "".join(page.text)
-    assert text.count(ATTACK) >= 9  # title, heading, id, error, three rationales, wall time, versions, command
+    # title, heading, id, error, three rationales, wall time, versions, command, sources, note
+    assert text.count(ATTACK) >= 13
     assert all(not name.startswith("on") for _, attrs in page.tags for name in attrs)
 
 
@@ -144,37 +94,59 @@ def test_the_page_says_what_came_out_with_its_intervals(page: _Page, report: Rep
     assert "The paper’s numbers, on its own data" in text and "no N fits" in text
 
 
-def test_shown_videos_begin_with_the_wrong_ones_and_have_their_frames(page: _Page, report: ReportData) -> None:
-    wrong = [sample.wrong for sample in report.samples]
+def test_shown_videos_begin_with_the_wrong_ones_the_least_certain_first(page: _Page, report: ReportData) -> None:
+    wrong = [video.wrong for video in report.videos]
     assert wrong == sorted(wrong, reverse=True) and {True, False} == set(wrong)
-    ids = [sample.id for sample in report.samples]
-    positions = ["\n".join(page.text).index(each) for each in ids]
+    for of_wrong in (True, False):
+        rows = [video.answers["rb-ft"] for video in report.videos if video.wrong == of_wrong]
+        sureness = [confidence(row) or 0.0 for row in rows]
+        assert sureness == sorted(sureness)
+    text = "\n".join(page.text)
+    positions = [text.rindex(f"{video.id}\n") for video in report.videos if video.id.startswith("clip")]
     assert positions == sorted(positions)
-    assert sum(tag == "img" for tag, _ in page.tags) == 8 * (len(ids) - 1)
+    assert sum(tag == "img" for tag, _ in page.tags) == 8 * (len(report.videos) - 1) + 8 * 4  # frames; the heatmaps of four
 
 
-def test_the_samples_are_the_most_confident_mistakes_then_right_ones() -> None:
-    predictions = {"direct-sft-1": _predictions(0.2), "rb-ft": _predictions(0.6)}
-    by_id = {row.id: row for row in predictions["rb-ft"]}
-    chosen = [by_id[each] for each in choose_samples(predictions, count=9)]
-    wrong = [row.probabilities[row.predicted or ""] for row in chosen if row.predicted != row.label]
-    everything = [row.probabilities[row.predicted or ""] for row in by_id.values() if row.predicted != row.label]
-    assert wrong == sorted(everything, reverse=True)[:6]
-    assert len(chosen) == 9 and all(row.predicted == row.label for row in chosen[6:])
-    assert choose_samples(predictions, count=9) == [row.id for row in chosen]
+def test_every_cell_with_videos_is_a_link_to_its_heading_and_every_card_is_in_one_cell_of_each_matrix(
+    page: _Page, report: ReportData
+) -> None:
+    links = [(attrs["href"] or "")[1:] for tag, attrs in page.tags if tag == "a" and "cell-" in (attrs["href"] or "")]
+    assert sorted(links) == sorted(cell.anchor for cell in report.cells)
+    assert sum(len(cell.ids) for cell in report.cells if cell.matrix == "2-likelihood") == 61
+    of_card = {cell.anchor: set(cell.ids) for cell in report.cells}
+    cards = [attrs for tag, attrs in page.tags if tag == "article"]
+    assert len(cards) == len(report.videos)
+    for card, video in zip(cards, report.videos, strict=True):
+        anchors = [name for name in (card["class"] or "").split() if name.startswith("cell-")]
+        assert len(anchors) == 6  # three systems, by likelihood and by text
+        assert all(video.id in of_card[anchor] for anchor in anchors)
 
 
-def test_samples_are_filled_up_when_there_are_few_mistakes_or_few_right_ones() -> None:
-    assert len(choose_samples({"rb-ft": _predictions(1.0)}, count=5)) == 5
-    assert len(choose_samples({"rb-ft": _predictions(0.0)}, count=5)) == 5
-    assert len(choose_samples({"rb-ft": _predictions(0.5, num_clips=3)}, count=12)) == 3
+def test_a_cell_says_how_many_of_its_videos_are_not_shown_and_where_they_are(page: _Page, report: ReportData) -> None:
+    (cell,) = [cell for cell in report.cells if (cell.system, cell.mode, cell.row, cell.column) == ("rb-ft", "likelihood", 1, 1)]
+    shown = len({video.id for video in report.videos} & set(cell.ids))
+    assert 0 < shown < len(cell.ids)
+    text = " ".join("".join(page.text).split())
+    more = (
+        f"{len(cell.ids)} videos; {shown} of them here, the least certain first, and {len(cell.ids) - shown} more: see runs/{ATTACK}/rb-ft"
+    )
+    assert f"RB-FT: abnormal answered rightly. {more}" in text
+
+
+def test_every_table_of_numbers_says_where_they_come_from(page: _Page) -> None:
+    text = " ".join("".join(page.text).split())
+    assert text.count("Where these numbers come from") == 6  # results, probabilities, slices, differences, matrices, curves
+    for words in ("fingerprint", "0f1e", "61 of split test", "SHA-256 ab12", "drawn with seed 0", "2,000 resamples", "harmonic mean"):
+        assert words in text
 
 
 def test_a_run_of_one_system_still_has_a_report() -> None:
     rows = [Prediction("a", "normal", "normal"), Prediction("b", "abnormal", None, error_code="video_missing")]
-    alone = report_data(title="Alone", task=TASK, examples=[], predictions={"zero-shot": rows}, sample_ids=["a", "b"])
+    alone = report_data(title="Alone", task=TASK, examples=[], predictions={"zero-shot": rows}, shown_ids=["a", "b"])
     assert alone.systems[0].generate is None and alone.comparisons == ()
-    assert "50.00 %" in render_report(alone)
+    page = render_report(alone)
+    assert "50.00 %" in page and "No frames to show" in page
+    assert "when it is asked for a rationale" not in page and "No rationale was made" not in page  # nobody asked
 
 
 def test_the_report_is_written_whole_and_replaces_the_last_one(tmp_path: Path, report: ReportData) -> None:
@@ -186,7 +158,7 @@ def test_the_report_is_written_whole_and_replaces_the_last_one(tmp_path: Path, r
 
 
 def test_frames_are_spread_over_the_clip_and_small() -> None:
-    images = frame_images(_clip(num_frames=60, height=420, width=360))
+    images = frame_images(sample_clip(num_frames=60, height=420, width=360))
     assert [image.timestamp_s for image in images] == [0, 8, 17, 25, 34, 42, 51, 59]
     decoded = [Image.open(io.BytesIO(b64decode(image.uri.split(",")[1]))) for image in images]
     assert all(each.size == (image.width, image.height) == (96, 112) for each, image in zip(decoded, images, strict=True))

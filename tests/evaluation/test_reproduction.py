@@ -45,7 +45,7 @@ def test_the_authors_row_stands_below_ours_and_the_others_at_the_end() -> None:
 def test_cells_are_ours_with_intervals_and_theirs_with_what_follows() -> None:
     table = make_table(TABLES[1], "a world", SMARTHOME_LABELS, {QWEN25: {"rb-ft": OURS}}, {})
     by_name = {row.name: dict(zip(table.columns, row.cells, strict=True)) for row in table.rows}
-    assert by_name["RB-FT"]["accuracy"].startswith("85.00 % [") and by_name["RB-FT"]["recall abnormal"] == "91.67 %"
+    assert by_name["RB-FT"]["accuracy"].startswith("85.00 % [") and by_name["RB-FT"]["recall abnormal"].startswith("91.67 % [")
     theirs = by_name[f"paper: {QWEN25}, RB-FT"]
     assert theirs["accuracy"] == "82.65 %" and theirs["F1 normal"] == "76.06 %"
     assert theirs["recall normal"] == "79.41 %" and theirs["balanced accuracy"] == "81.89 %", "54 of 68 and 108 of 128"

@@ -93,7 +93,8 @@ class Jobs:
     def command(self, script: str, name: str, *overrides: str, flags: Sequence[str] = ()) -> list[str]:
         settings = [
             *(f"name={name}", f"output_dir={self.output_dir}", f"data.manifest={self.manifest}", "engine.rows_per_block=8"),
-            *("evaluation.num_report_samples=4", "training.checkpoint_every_steps=1", *overrides),
+            *("evaluation.num_report_samples=4", f"evaluation.report_attention={name == 'whole'}", "training.checkpoint_every_steps=1"),
+            *overrides,
         ]
         arguments = [argument for setting in settings for argument in ("--set", setting)]
         return [sys.executable, f"ray_jobs/{script}.py", "--config", "configs/miniature.yaml", *arguments, *flags]

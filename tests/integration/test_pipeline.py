@@ -81,6 +81,9 @@ def test_the_report_shows_every_system_and_some_clips(finished_run: Path) -> Non
     report = (finished_run / "report.html").read_text()
     assert all(title in report for title in ("Zero-shot", "Direct-SFT (1 epoch)", "Direct-SFT (2 epochs)", "RB-FT"))
     assert report.count("data:image/jpeg") >= 8
+    assert "Where RB-FT looks in it" in report and "No rationale was made" not in report and "No attention is shown" not in report
+    for system in SYSTEMS:
+        assert f"{only(finished_run / 'evaluation' / system).name}/predictions-00000.parquet" in report
     assert report.count("Training loss by step") == len(TRAINED_STAGES)
 
 

@@ -10,7 +10,8 @@ import pytest
 from miniature.draw import FRAME_SIDE, render
 from miniature.world import sample_world
 from rbft.config import MaskingConfig, load_config
-from rbft.evaluation.looking.attention import AttentionMap, AttentionReader
+from rbft.evaluation.looking.attention import AttentionReader
+from rbft.evaluation.looking.attention_map import AttentionMap
 from rbft.evaluation.looking.boxes import Box, boxes_in_frames, boxes_of_others, covered
 from rbft.evaluation.looking.focus import compare_enrichment, enrichment, focuses
 from rbft.evaluation.looking.masking import Masker

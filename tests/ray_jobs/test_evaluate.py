@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from miniature.world import sample_world
@@ -11,13 +12,15 @@ from miniature.write import write_world
 from ray_jobs.evaluate import evaluate, held_out, prediction_work, read_calibrations
 from ray_jobs.pipeline import make_report, make_summary, results_table
 from ray_jobs.run import Run
-from rbft import rows, storage
+from rbft import artifacts, rows, storage
 from rbft.config import load_config
 from rbft.errors import ConfigError, DataError
 from rbft.evaluation.calibration import Calibration
 from rbft.evaluation.imported import add_to_run
+from rbft.evaluation.looking.attention_map import AttentionMap, maps_table
 from rbft.evaluation.predictions import predictions_table
-from rbft.records import Example, Prediction
+from rbft.rationales.table import rationales_table
+from rbft.records import Example, Prediction, Rationale
 from tests.tiny_models import make_tiny_model
 
 LABELS = ("normal", "abnormal")
@@ -68,6 +71,11 @@ def test_a_run_is_calibrated_on_validation_and_reports_both_numbers(repository: 
     (system,) = report.systems
     assert system.calibrated is not None and system.probabilities is not None
     assert system.calibrated.probabilities.ece < system.probabilities.ece
+    (source,) = report.sources
+    assert (source.split, source.num_videos, source.facts["engine"]) == ("test", 8, run.config.evaluation.engine)
+    for file, sha256 in source.files:
+        assert file.startswith(f"{run.artifact(f'evaluation/{SYSTEM}')}/") and artifacts.file_sha256(file) == sha256
+    assert artifacts.file_sha256(run.layout.manifest) in report.provenance["manifest"]
     text = Path(run.layout.report).read_text()
     assert f"calibrated: temperature {fitted.temperature:.3f}" in text
     assert "AUROC" in results_table(report) and "always 'abnormal'" in results_table(report)
@@ -107,8 +115,35 @@ def test_predictions_made_elsewhere_stand_in_the_report_and_only_for_the_same_vi
     report = make_report(reopened)
     assert [system.name for system in report.systems] == ["videomae", SYSTEM]
     assert report.systems[0].main.accuracy == 1 and report.systems[0].probabilities is None
+    assert report.sources[0].facts == {"imported from": "videomae.csv", "SHA-256 of what was imported": artifacts.file_sha256(source)}
 
     source.write_text("with one video less")
     add_to_run(run.layout.root, "videomae", answers[1:], source)
     with pytest.raises(DataError, match="the predictions of videomae were imported for other test videos"):
         make_report(_open(repository, tmp_path, sources))
+
+
+def test_the_reports_videos_have_frames_rationales_and_attention_and_are_asked_about_once(
+    repository: Path, tmp_path: Path, sources: list[str]
+) -> None:
+    run = _open(repository, tmp_path, sources, "evaluation.num_report_samples=8")
+    _answer(run, "evaluation")
+    evaluate([run])
+    ids = [example.id for example in held_out(run)]
+    folder = str(run.artifact(f"evaluation/{SYSTEM}"))
+    rows.write_part(f"{folder}/samples", rationales_table([Rationale(id_, 0, text=f"said of {id_}") for id_ in ids]))
+    settings = artifacts.fingerprint(run.config.evaluation.attention.model_dump(mode="json"))
+    looks = {id_: AttentionMap(np.full(12, 1 / 12, np.float32), np.full((2, 2, 3), 1 / 12, np.float32)) for id_ in ids[1:]}
+    attention = rows.write_part(f"{folder}/attention-{settings}", maps_table(looks, {ids[0]: "video_decode"}))
+
+    report = make_report(run)  # everything is kept: no engine starts
+    assert {video.id for video in report.videos} == set(ids) and [video.wrong for video in report.videos] == [True] * 2 + [False] * 6
+    assert all(video.rationale and video.rationale.text == f"said of {video.id}" for video in report.videos)
+    assert {video.id for video in report.videos if video.attention is not None} == set(ids[1:])
+    assert all(video.clip is not None for video in report.videos)
+    assert all(f"said of {id_}" in Path(run.layout.report).read_text() for id_ in ids)
+
+    storage.write_bytes(attention, b"not Parquet")
+    without = make_report(run)
+    assert not without.has_attention and "No attention is shown" in without.notes[0]
+    assert "No attention is shown" in Path(run.layout.report).read_text()

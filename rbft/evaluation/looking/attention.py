@@ -14,40 +14,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rbft.errors import ModelError
+from rbft.evaluation.looking.attention_map import AttentionMap
 from rbft.models.chat import ChatAdapter, EncodedSample
 from rbft.records import Clip
 from rbft.task import Message
 
 _FAMILIES = ("qwen2_vl", "qwen2_5_vl")
-
-
-@dataclass(frozen=True)
-class AttentionMap:
-    """How the attention at one prompt's label position is shared out."""
-
-    shares_L: NDArray[np.float32]
-    """By position of the prompt; sums to one. A gradient map of zeros, where nothing speaks for the answer, sums to zero."""
-    grid_THW: NDArray[np.float32]
-    """Those of the video tokens, in their grid: [frames / 2, height / 28, width / 28] for Qwen2-VL and Qwen2.5-VL."""
-
-    @property
-    def video_share(self) -> float:
-        """Of the attention, what goes to the video at all."""
-        return float(self.grid_THW.sum())
-
-    @property
-    def scaled_THW(self) -> NDArray[np.float32]:
-        """The grid from its smallest (0) to its largest value (1); zeros if they are the same."""
-        low, high = self.grid_THW.min(), self.grid_THW.max()
-        return (self.grid_THW - low) / (high - low) if high > low else np.zeros_like(self.grid_THW)
 
 
 class AttentionReader:

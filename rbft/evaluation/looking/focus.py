@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from rbft.errors import DataError
-from rbft.evaluation.looking.attention import AttentionMap
+from rbft.evaluation.looking.attention_map import AttentionMap
 from rbft.evaluation.looking.boxes import Box, boxes_in_frames, covered
 from rbft.evaluation.metrics import NUM_RESAMPLES, Interval, interval95
 from rbft.records import Clip

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rbft.evaluation.looking.attention import AttentionMap
+from rbft.evaluation.looking.attention_map import AttentionMap
 from rbft.evaluation.looking.boxes import FrameBoxes
 from rbft.records import Clip
 

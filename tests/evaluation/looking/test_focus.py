@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from rbft.errors import DataError
-from rbft.evaluation.looking.attention import AttentionMap
+from rbft.evaluation.looking.attention_map import AttentionMap
 from rbft.evaluation.looking.boxes import Box, boxes_in_frames, covered
 from rbft.evaluation.looking.focus import Focus, compare_enrichment, enrichment, focus
 from tests.samples import random_clip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from rbft import rows
 from rbft.evaluation.figures import frame_images
-from rbft.evaluation.looking.attention import AttentionMap
+from rbft.evaluation.looking.attention_map import AttentionMap, map_schema, maps_from_table, maps_table
 from rbft.evaluation.looking.boxes import Box, boxes_in_frames
 from rbft.evaluation.looking.heatmaps import colours, frame_pngs, overlay, png, strip
 from tests.evaluation.looking.clips import clip_of
@@ -60,3 +62,14 @@ def test_a_strip_has_a_row_for_the_frames_and_one_for_each_model() -> None:
     assert first[:48, :42].any() and not first[:, 60:].any()
     assert second[:, 60:].any() and not second[:, :42].any()
     assert png(two) == png(two)
+
+
+def test_kept_maps_are_read_back_as_they_were_and_an_error_row_has_none(tmp_path: Path) -> None:
+    maps = {"a": hot(0, 1, 2), "b": hot(1, 0, 0)}
+    rows.write_part(str(tmp_path), maps_table(maps, {"c": "video_decode"}))
+    kept = rows.read_parts(str(tmp_path), map_schema())
+    assert sorted(kept["id"].to_pylist()) == ["a", "b", "c"]
+    found = maps_from_table(kept)
+    assert found.keys() == maps.keys()
+    for id_, each in maps.items():
+        assert np.array_equal(found[id_].grid_THW, each.grid_THW) and np.array_equal(found[id_].shares_L, each.shares_L)
