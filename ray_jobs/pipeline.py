@@ -17,7 +17,7 @@ from ray_jobs.generate import distinct_rationales, generate, read_rationales
 from ray_jobs.looking import attention_maps
 from ray_jobs.memory import PeakMemory
 from ray_jobs.progress import say
-from ray_jobs.provenance import read_sources
+from ray_jobs.provenance import inside, read_sources
 from ray_jobs.rationale_check import check_rationales, report_section
 from ray_jobs.run import Run
 from ray_jobs.seeds import seeds_section, seeds_summary, study_seeds
@@ -108,7 +108,7 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
         examples=run.examples,
         predictions=predictions,
         rationales=rationales,
-        curves=read_curves(run.stage_folders()),
+        curves=[replace(curve, file=inside(run, curve.file)) for curve in read_curves(run.stage_folders())],
         shown_ids=[example.id for example in shown],
         clips=clips,
         explanations=explain(run, main, shown) if is_ours else {},
@@ -139,9 +139,10 @@ def _heatmaps(run: Run, system: str, shown: list[Example], clips: Mapping[str, C
 
 def _provenance(run: Run) -> dict[str, str]:
     manifest = artifacts.bytes_sha256(storage.read_bytes(run.layout.manifest))
-    known = {"command": run.fact("command"), "commit": run.fact("commit"), "seed": run.config.seed}
+    known = {"folder": run.layout.root, "command": run.fact("command"), "commit": run.fact("commit"), "seed": run.config.seed}
     rationales = run.artifact("rationales") if run.config.evaluation.needs_rationales else None
-    known |= {"configuration": run.layout.config, "manifest": f"{run.layout.manifest}, SHA-256 {manifest}", "rationales": rationales}
+    known |= {"configuration": inside(run, run.layout.config), "manifest": f"{inside(run, run.layout.manifest)}, SHA-256 {manifest}"}
+    known |= {"rationales": rationales and inside(run, rationales)}
     return {name: str(value) for name, value in known.items() if value is not None}
 
 

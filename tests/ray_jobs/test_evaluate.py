@@ -74,7 +74,7 @@ def test_a_run_is_calibrated_on_validation_and_reports_both_numbers(repository: 
     (source,) = report.sources
     assert (source.split, source.num_videos, source.facts["engine"]) == ("test", 8, run.config.evaluation.engine)
     for file, sha256 in source.files:
-        assert file.startswith(f"{run.artifact(f'evaluation/{SYSTEM}')}/") and artifacts.file_sha256(file) == sha256
+        assert file.startswith(f"evaluation/{SYSTEM}/") and artifacts.file_sha256(f"{run.layout.root}/{file}") == sha256
     assert artifacts.file_sha256(run.layout.manifest) in report.provenance["manifest"]
     text = Path(run.layout.report).read_text()
     assert f"calibrated: temperature {fitted.temperature:.3f}" in text
