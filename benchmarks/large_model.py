@@ -16,8 +16,10 @@ _SURE = 12.0
 """Logit of what the model shall say."""
 
 
-def write_large_model(folder: Path, hidden_size: int, num_layers: int, num_heads: int, num_key_value_heads: int) -> Path:
-    """The folder, with such a language model in it."""
+def write_large_model(
+    folder: Path, hidden_size: int = 768, num_layers: int = 12, num_heads: int = 24, num_key_value_heads: int = 8
+) -> Path:
+    """The folder, with such a model in it: of a hundred million parameters, unless told otherwise."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 

@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 
 from benchmarks.clips import Case, make_clip
-from benchmarks.generation import _large_model
+from benchmarks.large_model import write_large_model
 from benchmarks.machine import describe_machine
 from benchmarks.peers.protocol import MARK, Request
 from miniature.world import sample_world
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] = ()) -> None:
 
 
 def _model(size: str, folder: Path) -> Path:
-    return ROOT / "miniature/model" if size == "miniature" else _large_model(folder / "model")
+    return ROOT / "miniature/model" if size == "miniature" else write_large_model(folder / "model")
 
 
 class Workload:
