@@ -186,7 +186,13 @@ def _page(measured: dict[str, Measured]) -> str:
 
 `python -m benchmarks evaluation`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {used}.
 Medians of {NUM_ROUNDS} interleaved rounds, warm; in brackets the range of the rounds' ratios. `benchmarks/label_contenders.py` says what
-each contender does.
+each contender does. The miniature answers its own task, of two labels; the large model, random but for a head that says a label and ends,
+one of three, about frames of the paper's size.
+
+Ours gives more than a label: the exact likelihood of every label and its end token, beside the greedy text. Beyond the text that costs a
+request for each label that the text is not, which computes the prompt's last, partial block of the prefix cache again (up to 32 tokens
+here, 16 on GPUs) and the label's own tokens; `tests/integration/test_same_input.py` holds it to that. Forward passes without a cache read
+the video once for every label.
 
 {tables}"""
 
