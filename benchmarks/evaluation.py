@@ -204,7 +204,8 @@ one of three, about frames of the paper's size and a title.
 Ours gives more than a label: the exact likelihood of every label and its end token, beside the greedy text. Beyond the text that costs a
 request for each label that the text is not, which computes the prompt's last, partial block of the prefix cache again (up to 32 tokens
 here, 16 on GPUs) and the label's own tokens; `tests/integration/test_same_input.py` holds it to that. Forward passes without a cache read
-the video once for every label.
+the video once for every label. Where less than a block of text follows the video, that request needs the vision tower's output again, and
+vLLM computes it again once it is out of its cache. The title keeps the large size clear of that, as the question alone does on GPUs.
 
 {tables}"""
 
