@@ -92,7 +92,7 @@ def _case(size: str, folder: Path) -> Case:
     ]
     if size == "large":
         settings += [
-            f"model.path={write_large_model(folder / 'model', 768, 12, 24, 8)}",
+            f"model.path={write_large_model(folder / 'model')}",
             "engine.max_num_seqs=16",
             "engine.rows_per_block=8",
         ]

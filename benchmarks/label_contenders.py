@@ -41,10 +41,11 @@ class Case:
     name: str
     config: RunConfig
     clips: Sequence[Clip]
+    context: str | None = None
 
     @property
     def messages(self) -> Sequence[Message]:
-        return self.config.task.question_messages()
+        return self.config.task.question_messages(self.context)
 
     @property
     def in_flight(self) -> int:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rbft.records import Clip
-    from rbft.task import Task
+    from rbft.task import Message
 
 ROOT = Path(__file__).resolve().parent.parent
 _SURE = 12.0
 """Logit of what the model shall say."""
 
 
-def write_large_model(folder: Path, hidden_size: int, num_layers: int, num_heads: int, num_key_value_heads: int) -> Path:
-    """The folder, with such a language model in it."""
+def write_large_model(
+    folder: Path, hidden_size: int = 768, num_layers: int = 12, num_heads: int = 24, num_key_value_heads: int = 8
+) -> Path:
+    """The folder, with such a model in it: of a hundred million parameters, unless told otherwise."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -35,8 +37,8 @@ def write_large_model(folder: Path, hidden_size: int, num_layers: int, num_heads
     return folder
 
 
-def teach_to_answer(folder: Path, clips: Sequence[Clip], task: Task) -> None:
-    """Set the head of the model in `folder` so that about `clips` it answers the task's question with a label and ends, as a trained model
+def teach_to_answer(folder: Path, clips: Sequence[Clip], question: Sequence[Message], labels: Sequence[str]) -> None:
+    """Set the head of the model in `folder` so that about `clips` it answers `question` with a label and ends, as a trained model
     does: labels are likely where the prompt ends and nowhere else, the end token where they end."""
     import torch
 
@@ -46,12 +48,12 @@ def teach_to_answer(folder: Path, clips: Sequence[Clip], task: Task) -> None:
 
     adapter = ChatAdapter(folder, VideoSpec())
     model = load_model(folder, "float32").eval()
-    answers = {label: adapter.answer_ids(label) for label in task.labels}
+    answers = {label: adapter.answer_ids(label) for label in labels}
     before, after = [], []
     with torch.inference_mode():
         for clip in clips:
             for label, tokens in answers.items():
-                batch = adapter.collate([adapter.encode(clip, task.question_messages(), label)])
+                batch = adapter.collate([adapter.encode(clip, question, label)])
                 del batch["labels"]
                 states_LH = model.model(**batch).last_hidden_state[0]
                 before.append(states_LH[-len(tokens) - 1])

@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] = ()) -> None:
 
 
 def _model(size: str, folder: Path) -> Path:
-    return ROOT / "miniature/model" if size == "miniature" else write_large_model(folder / "model", 768, 12, 24, 8)
+    return ROOT / "miniature/model" if size == "miniature" else write_large_model(folder / "model")
 
 
 class Workload:

@@ -22,8 +22,10 @@ TITLED_WORLD = ROOT / "runs/miniature-titles/world"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m miniature.reproduce", description="The paper's tables and Figure 2 on the miniature.")
-    parser.add_argument("what", nargs="*", choices=[[], *REPRODUCIBLE], default=list(REPRODUCIBLE), help="all of them by default")
-    what: list[str] = parser.parse_args().what
+    parser.add_argument("what", nargs="*", metavar="|".join(REPRODUCIBLE), help="of the paper; all of them by default")
+    what: list[str] = parser.parse_args().what or list(REPRODUCIBLE)
+    if unknown := set(what) - set(REPRODUCIBLE):
+        parser.error(f"{', '.join(sorted(unknown))} is not in the paper; choose from {', '.join(REPRODUCIBLE)}")
 
     def command() -> None:
         reproduce([each for each in what if each != TITLED], WORLD)
