@@ -97,8 +97,9 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, keys, doctor."""
     from rbft.evaluation.cli import register as register_predictions
+    from rbft.service_verbs import register as register_service
 
     _add_init(subparsers)
     _add_validate(subparsers)
@@ -107,6 +108,7 @@ def register(subparsers: Subparsers) -> None:
     _add_review(subparsers)
     register_predictions(subparsers, add_run_arguments)
     _add_export(subparsers)
+    register_service(subparsers)
     _add_doctor(subparsers)
 
 

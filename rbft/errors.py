@@ -30,6 +30,7 @@
     ├── JobError                    job              a job ended with too many bad rows, or cannot start
     └── ServiceError                service          the HTTP service failed, or cannot be reached
         ├── RequestError            request          the request is not one the service understands
+        ├── UnauthorizedError       unauthorized     no key of the service came with the request
         ├── UploadTooLargeError     upload_too_large the request body passes the service's limit
         ├── OverloadedError         overloaded       too many requests wait already; try again later
         └── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
@@ -168,6 +169,10 @@ class ServiceError(RBFTError):
 
 class RequestError(ServiceError):
     code = "request"
+
+
+class UnauthorizedError(ServiceError):
+    code = "unauthorized"
 
 
 class UploadTooLargeError(ServiceError):

@@ -21,7 +21,10 @@ from rbft import __version__
 from rbft.api import ClassifyAnswer, Health, Limits, ModelVersion, RationaleAnswer, TaskAnswer
 from rbft.config import ServeConfig
 from rbft.errors import RBFTError, RequestTimeoutError
+from rbft.keys import KeyRing
 from rbft.task import Task
+from serve.envelope import Envelope
+from serve.keys import KeyGate
 from serve.limits import BodyLimit, Queue
 from serve.problems import answer_with_problems, described
 
@@ -52,7 +55,10 @@ class Classifier(Protocol):
 def build_app(classifier: Classifier, config: ServeConfig, max_running: int) -> FastAPI:
     """The service around `classifier`, which sees at most `max_running` requests at once."""
     app = FastAPI(title="RB-FT", version=__version__, summary="Video classification with reasons on demand")
+    # The last is the outermost: a request without a key is refused before a byte of its body is read.
     app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes)
+    app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))
+    app.add_middleware(Envelope, model_version=classifier.version.fingerprint)
     answer_with_problems(app)
     queue = Queue(max_running, config.max_queued_requests)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 
 from fastapi import FastAPI
@@ -28,6 +29,7 @@ class Replica:
     """One engine and its decoders, behind the routes. Serve builds it in a running event loop and replaces it when `check_health` fails."""
 
     def __init__(self, config: RunConfig, source: ModelSource) -> None:
+        _log_requests()
         # Heavy, and only a replica needs them: what deploys should not load an engine.
         from rbft.engines.vllm import VllmEngine
         from rbft.video.pool import DecodePool
@@ -89,6 +91,16 @@ def _reason(error: RuntimeError) -> str:
     messages = [deployment.message for deployment in application.deployments.values()] if application else []
     lines = [line.strip() for line in "\n".join(messages).splitlines() if line.strip()]
     return lines[-1] if lines else str(error)
+
+
+def _log_requests() -> None:
+    """Our lines go to the replica's stderr, which Ray keeps beside its other logs."""
+    ours = logging.getLogger("serve")
+    ours.setLevel(logging.INFO)
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        ours.addHandler(handler)
 
 
 def _max_running(config: RunConfig) -> int:

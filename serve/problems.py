@@ -27,6 +27,7 @@ _STATUS: dict[type[errors.RBFTError], HTTPStatus] = {
     errors.EngineGoneError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.EngineError: HTTPStatus.UNPROCESSABLE_ENTITY,  # refused this request, e.g. longer than the model's context
     errors.RequestError: HTTPStatus.BAD_REQUEST,
+    errors.UnauthorizedError: HTTPStatus.UNAUTHORIZED,
     errors.UploadTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RequestTimeoutError: HTTPStatus.GATEWAY_TIMEOUT,
@@ -48,17 +49,17 @@ def problem(status: int, code: str, detail: str, headers: dict[str, str] | None 
 
 
 def answer_with_problems(app: FastAPI) -> None:
-    """Make every error that leaves a route of `app` a problem response."""
+    """Make every error that leaves a route of `app` a problem response; what nobody expected is left to `serve.envelope`."""
     app.add_exception_handler(errors.RBFTError, _on_our_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_unexpected_error)
 
 
 def described() -> dict[int | str, dict[str, Any]]:
     """The problem responses of an upload route, for its OpenAPI description."""
     causes = {
         400: "not a well-formed request",
+        401: "no key of the service came with the request",
         413: "the body is too large",
         415: "not multipart/form-data, or a video format that is not decoded",
         422: "a field is missing or wrong, or the video cannot be used",
@@ -73,7 +74,7 @@ async def _on_our_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.RBFTError)
     status = status_of(error)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        return await _on_unexpected_error(request, error)
+        raise error
     logger.info("refused path=%s status=%d code=%s", request.url.path, status, error.code)
     return problem(status, error.code, str(error))
 
@@ -89,9 +90,3 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = errors.UploadTooLargeError.code if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else errors.RequestError.code
     return problem(error.status_code, code, str(error.detail), dict(error.headers or {}))
-
-
-async def _on_unexpected_error(request: Request, error: Exception) -> JSONResponse:
-    logger.error("failed path=%s", request.url.path, exc_info=error)
-    detail = "the service failed on this request; its log has the reason"
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, errors.ServiceError.code, detail)
