@@ -29,32 +29,65 @@ class VideoFacts(_Body):
     """Of the whole file."""
 
 
-class ClassifyAnswer(_Body):
-    """The body of `POST /v1/classify`."""
-
-    label: str
-    """The likeliest label."""
-    probabilities: dict[str, float]
-    """Label -> probability, summing to 1 over the task's labels."""
-    model: ModelVersion
-    video: VideoFacts
-    timing_s: dict[str, float] = Field(default_factory=dict)
-    """Seconds by phase: queue, decode, engine, total."""
-
-
 class RationaleAnswer(_Body):
-    """The body of `POST /v1/rationale`."""
+    """The body of `POST /v1/rationale`, the data of its event `end`, and part of an answer to `/v1/classify` that was asked to explain."""
 
     text: str
     sections: dict[str, str]
     """Heading -> text, for the headings of the task that were found in `text`."""
+    gates: dict[str, bool] = Field(default_factory=dict)
+    """Gate of `rbft.rationales.gates` -> whether the text passes it. "agrees_with_label" holds it against the label that was answered, and
+    is there only if one was."""
     finish_reason: str
     """"stop" or "length" (cut at the token limit)."""
     num_tokens: int
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the engine had already, from classifying the same video."""
+    request_id: str = ""
+    video_id: str | None = None
+    """As in `ClassifyAnswer`."""
     model: ModelVersion
     video: VideoFacts
     timing_s: dict[str, float] = Field(default_factory=dict)
-    """Seconds by phase: queue, decode, engine, total."""
+    """Seconds by phase: receive (the body), queue, decode (of an upload), engine; total is that of the whole request."""
+
+
+class ClassifyAnswer(_Body):
+    """The body of `POST /v1/classify`."""
+
+    label: str
+    """The likeliest label, or what the threshold says."""
+    probabilities: dict[str, float]
+    """Label -> probability, the likeliest first. They sum to 1 over the task's labels, of which `top_k` may have left some out."""
+    threshold: float | None = None
+    """Of two labels, the probability of the task's second from which on it is answered; None where the likeliest is."""
+    request_id: str = ""
+    video_id: str | None = None
+    """What `/v1/rationale` takes instead of a second upload, from the same key; None if the video is not kept."""
+    video_expires_s: float | None = None
+    """Seconds for which it is kept, at most: many other videos may take its place."""
+    rationale: RationaleAnswer | None = None
+    """If it was asked for."""
+    model: ModelVersion
+    video: VideoFacts
+    timing_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds by phase: receive (the body), queue, decode, engine, rationale (if asked for); total is that of the whole request."""
+
+
+class RationaleStart(_Body):
+    """The data of the first event (`start`) of a streamed rationale. Then come `text` events, and `end` or `problem`."""
+
+    request_id: str
+    video_id: str | None
+    model: ModelVersion
+    video: VideoFacts
+
+
+class TextPiece(_Body):
+    """The data of an event `text`: what comes after the pieces before it."""
+
+    text: str
 
 
 class Limits(_Body):

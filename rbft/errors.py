@@ -31,6 +31,7 @@
     └── ServiceError                service          the HTTP service failed, or cannot be reached
         ├── RequestError            request          the request is not one the service understands
         ├── UnauthorizedError       unauthorized     no key of the service came with the request
+        ├── ClipExpiredError        clip_expired     no video of this id is kept, or not any more
         ├── UploadTooLargeError     upload_too_large the request body passes the service's limit
         ├── OverloadedError         overloaded       too many requests wait already; try again later
         └── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
@@ -173,6 +174,10 @@ class RequestError(ServiceError):
 
 class UnauthorizedError(ServiceError):
     code = "unauthorized"
+
+
+class ClipExpiredError(ServiceError):
+    code = "clip_expired"
 
 
 class UploadTooLargeError(ServiceError):

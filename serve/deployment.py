@@ -40,13 +40,15 @@ class Replica:
         model = open_model(source, folder, config)
         decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes)
         self._open.callback(decoders.close)
-        engine = VllmEngine(config.model.model_copy(update={"path": str(folder)}), config.engine, model.spec, seed=config.seed)
+        engine = VllmEngine(
+            config.model.model_copy(update={"path": str(folder)}), config.engine, model.spec, seed=config.seed, labels_first=True
+        )
         self._open.callback(engine.close)
         sampling = Sampling(config.generation.max_new_tokens, config.generation.temperature, config.seed)
         self._classifier = VideoClassifier(engine, decoders, model, sampling)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._classifier, self._config.serve, _max_running(self._config))
+        return build_app(self._classifier, self._config.serve, _max_classifying(self._config), _max_explaining(self._config))
 
     async def check_health(self) -> None:
         await self._classifier.check_health()
@@ -62,7 +64,7 @@ def deploy(config: RunConfig, source: ModelSource, port: int) -> None:
     Raises `JobError` with the reason if no replica starts. The host and port of a Serve that runs already stay as they are.
     """
     # The replica's own queue and time limit answer with problem bodies; Serve's stand behind them.
-    room = _max_running(config) + config.serve.max_queued_requests + _HEALTH_ROOM
+    room = _max_classifying(config) + _max_explaining(config) + 2 * config.serve.max_queued_requests + _HEALTH_ROOM
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="classifier",
@@ -103,6 +105,11 @@ def _log_requests() -> None:
         ours.addHandler(handler)
 
 
-def _max_running(config: RunConfig) -> int:
+def _max_classifying(config: RunConfig) -> int:
     # Twice what fits in an engine step: while one half is in the engine, the other is being decoded.
     return 2 * config.engine.max_num_seqs
+
+
+def _max_explaining(config: RunConfig) -> int:
+    # Half of a step: a rationale keeps its place in it for seconds, and classifications must find one.
+    return max(1, config.engine.max_num_seqs // 2)

@@ -13,8 +13,7 @@ import time
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rbft.errors import ServiceError
-from serve.problems import problem
+from serve.problems import problem, unexpected
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,8 @@ _CAREFUL = {
 
 
 class Envelope:
-    """ASGI middleware. The request id stands in the scope's state as `request_id`; a client cannot choose it."""
+    """ASGI middleware. The request's id and when it came (`time.perf_counter`) stand in the scope's state as `request_id` and `began`; no
+    client chooses them."""
 
     def __init__(self, app: ASGIApp, model_version: str) -> None:
         self.app = app
@@ -41,8 +41,8 @@ class Envelope:
             return
         request_id = secrets.token_hex(8)
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id
         started = time.perf_counter()
+        state |= {"request_id": request_id, "began": started}
         status: int | None = None
 
         async def send_marked(message: Message) -> None:
@@ -62,8 +62,8 @@ class Envelope:
         except Exception as error:  # whatever it was, the client is told nothing of it, and the log all
             logger.error("failed request_id=%s", request_id, exc_info=error)
             if status is None:
-                detail = f"the service failed on this request; its log has the reason beside the request id {request_id}"
-                await problem(500, ServiceError.code, detail)(scope, receive, send_marked)
+                body = unexpected()
+                await problem(body.status, body.code, body.detail)(scope, receive, send_marked)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             key = getattr(state.get("key"), "name", "none")

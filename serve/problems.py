@@ -6,13 +6,14 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from rbft import errors
 from rbft.api import Problem
+from serve.presence import ClientGoneError
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _STATUS: dict[type[errors.RBFTError], HTTPStatus] = {
     errors.EngineError: HTTPStatus.UNPROCESSABLE_ENTITY,  # refused this request, e.g. longer than the model's context
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.UnauthorizedError: HTTPStatus.UNAUTHORIZED,
+    errors.ClipExpiredError: HTTPStatus.NOT_FOUND,
     errors.UploadTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RequestTimeoutError: HTTPStatus.GATEWAY_TIMEOUT,
@@ -44,8 +46,23 @@ def problem(status: int, code: str, detail: str, headers: dict[str, str] | None 
     headers = dict(headers or {})
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.setdefault("Retry-After", str(RETRY_AFTER_S))
-    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code)
-    return JSONResponse(body.model_dump(), status, headers, MEDIA_TYPE)
+    return JSONResponse(_body(status, code, detail).model_dump(), status, headers, MEDIA_TYPE)
+
+
+def problem_of(error: errors.RBFTError) -> Problem:
+    """The body about `error`, for a response that has begun already."""
+    status = status_of(error)
+    return unexpected() if status == HTTPStatus.INTERNAL_SERVER_ERROR else _body(status, error.code, str(error))
+
+
+def unexpected() -> Problem:
+    """The body about what nobody expected, which tells nothing of it."""
+    detail = "the service failed on this request; its log has the reason"
+    return _body(HTTPStatus.INTERNAL_SERVER_ERROR, errors.ServiceError.code, detail)
+
+
+def _body(status: int, code: str, detail: str) -> Problem:
+    return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code)
 
 
 def answer_with_problems(app: FastAPI) -> None:
@@ -53,6 +70,7 @@ def answer_with_problems(app: FastAPI) -> None:
     app.add_exception_handler(errors.RBFTError, _on_our_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientGoneError, _on_client_gone)
 
 
 def described() -> dict[int | str, dict[str, Any]]:
@@ -60,6 +78,7 @@ def described() -> dict[int | str, dict[str, Any]]:
     causes = {
         400: "not a well-formed request",
         401: "no key of the service came with the request",
+        404: "no video of this id is kept (`/v1/rationale`)",
         413: "the body is too large",
         415: "not multipart/form-data, or a video format that is not decoded",
         422: "a field is missing or wrong, or the video cannot be used",
@@ -90,3 +109,8 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = errors.UploadTooLargeError.code if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else errors.RequestError.code
     return problem(error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    # For the log: nobody reads it. 499 is what nginx calls it.
+    return Response(status_code=499)

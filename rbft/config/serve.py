@@ -24,6 +24,11 @@ class ServeConfig(Section):
     request_timeout_s: float = Field(120.0, gt=0)
     max_queued_requests: int = Field(64, gt=0)
 
+    clip_cache_bytes: int = Field(1 << 30, ge=0)
+    """Decoded frames that a replica keeps, so that "why?" needs no second upload; 0 keeps none. 60 frames of 420 x 360 are 27 MB."""
+    clip_cache_s: float = Field(300.0, gt=0)
+    """How long it keeps them."""
+
     @model_validator(mode="after")
     def _others_need_keys(self) -> ServeConfig:
         if self.keys is None and not is_loopback(self.host):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from rbft.config import EngineConfig, ModelConfig
@@ -21,11 +22,15 @@ from rbft.models.chat import ChatAdapter
 from rbft.records import Clip, VideoSpec
 from rbft.task import Message
 
+_LABELS_FIRST, _TEXT_AFTER = 0, 1
+"""Priorities of requests, the lower one first; what waits longer goes first among equals. They count where an engine goes by them."""
+
 
 class VllmEngine:
-    """Owns one `AsyncLLM`; must be built and used in a running event loop. See `rbft.engines.base.Engine`."""
+    """Owns one `AsyncLLM`; must be built and used in a running event loop. See `rbft.engines.base.StreamingEngine`."""
 
-    def __init__(self, model: ModelConfig, config: EngineConfig, spec: VideoSpec, seed: int = 0) -> None:
+    def __init__(self, model: ModelConfig, config: EngineConfig, spec: VideoSpec, seed: int = 0, *, labels_first: bool = False) -> None:
+        """With `labels_first` requests for labels pass those for text in the engine's queue."""
         require_model_folder(model.path)
         _set_environment(config)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -37,28 +42,43 @@ class VllmEngine:
         self._dead_error = EngineDeadError
         self.adapter = ChatAdapter(model.path, spec)
         arguments = engine_arguments(model, config, self.adapter, seed)
+        if labels_first:
+            arguments["scheduling_policy"] = "priority"
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except (ValueError, RuntimeError, OSError) as error:
             raise EngineGoneError(f"{model.path}: vLLM cannot start: {_one_line(error)}") from error
 
     async def generate(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> Generated:
+        params = self._text_params(sampling, detokenize=False)
+        return self._written(await self._run(self.adapter.vllm_prompt(clip, messages), params, _TEXT_AFTER))
+
+    async def stream(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Generated, None]:
+        # vLLM's own detokeniser goes on from where it was; decoding all tokens again and again would cost their square.
+        params = self._text_params(sampling, detokenize=True)
+        async with aclosing(self._outputs(self.adapter.vllm_prompt(clip, messages), params, _TEXT_AFTER)) as results:
+            async for result in results:
+                yield self._written(result)
+
+    def _text_params(self, sampling: Sampling, *, detokenize: bool) -> Any:
         from vllm import SamplingParams
 
-        params = SamplingParams(
+        return SamplingParams(
             max_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             seed=sampling.seed if sampling.temperature > 0 else None,
             stop_token_ids=[self.adapter.end_token_id],
-            detokenize=False,
+            detokenize=detokenize,
         )
-        result = await self._run(self.adapter.vllm_prompt(clip, messages), params)
+
+    def _written(self, result: Any) -> Generated:
         output = result.outputs[0]
         return Generated(
-            text=self.adapter.decode(output.token_ids),
+            text=self.adapter.decode(output.token_ids) if result.finished else output.text.strip(),
             num_prompt_tokens=len(result.prompt_token_ids),
             num_tokens=len(output.token_ids),
-            finish_reason=output.finish_reason,
+            finish_reason=output.finish_reason or "",
+            num_cached_tokens=result.num_cached_tokens or 0,
         )
 
     async def score(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str]) -> dict[str, float]:
@@ -90,24 +110,34 @@ class VllmEngine:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=len(tokens), logprob_token_ids=tokens, detokenize=False)
-        result = await self._run(self.adapter.vllm_prompt(clip, messages, node), params)
+        result = await self._run(self.adapter.vllm_prompt(clip, messages, node), params, _LABELS_FIRST)
         read = result.outputs[0].logprobs[0]
         return {token: read[token].logprob for token in tokens}
 
-    async def _run(self, prompt: dict[str, Any], params: Any) -> Any:
+    async def _run(self, prompt: dict[str, Any], params: Any, priority: int) -> Any:
+        """The last result."""
+        result = None
+        async with aclosing(self._outputs(prompt, params, priority)) as results:
+            async for latest in results:
+                result = latest
+        return result
+
+    async def _outputs(self, prompt: dict[str, Any], params: Any, priority: int) -> AsyncGenerator[Any, None]:
+        """vLLM's results as they grow, at least one."""
         result = None
         try:
             (rendered,) = await self._llm.renderer.render_cmpl_async([prompt])
-            stream: AsyncIterator[Any] = self._llm.generate(rendered, params, request_id=uuid.uuid4().hex)
-            async for output in stream:
-                result = output
+            # Closed on the way out, however that is: then vLLM aborts a request that is not finished.
+            async with aclosing(self._llm.generate(rendered, params, request_id=uuid.uuid4().hex, priority=priority)) as stream:
+                async for result in stream:
+                    if result.outputs:
+                        yield result
         except self._dead_error as error:
             raise EngineGoneError(f"the engine died: {_one_line(error)}") from error
         except ValueError as error:
             raise EngineError(f"the engine refused the request: {_one_line(error)}") from error
         if result is None or not result.outputs:
             raise EngineError("the engine gave no output for the request")
-        return result
 
 
 def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdapter, seed: int = 0) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from rbft import errors
-from rbft.api import ClassifyAnswer, Problem, RationaleAnswer, TaskAnswer
+from rbft.api import ClassifyAnswer, Problem, TaskAnswer
 from serve.app import MAX_CONTEXT_CHARACTERS
 from serve.problems import MEDIA_TYPE, status_of
 from tests.serve.samples import TASK
@@ -32,12 +32,15 @@ def test_an_upload_is_classified_with_its_context() -> None:
     answer = ClassifyAnswer.model_validate_json(response.content)
     assert (response.status_code, answer.label, answer.probabilities) == (200, "doorbell", {"normal": 0.25, "abnormal": 0.75})
     assert (answer.model, answer.video) == (VERSION, FACTS)
-    assert answer.timing_s.keys() == {"queue", "engine", "total"} and answer.timing_s["engine"] == 0.5
+    assert answer.request_id == response.headers["x-request-id"]
+    assert answer.timing_s.keys() == {"receive", "queue", "decode", "engine", "total"}
+    assert answer.timing_s["total"] >= sum(seconds for phase, seconds in answer.timing_s.items() if phase != "total") > 0
 
 
 def test_the_classifier_sees_every_byte_of_a_large_upload() -> None:
-    response = request(ScriptedClassifier(), "POST", "/v1/rationale", files={"video": b"x" * 5_000_000})
-    assert RationaleAnswer.model_validate_json(response.content).text == "5000000 bytes"
+    classifier = ScriptedClassifier()
+    assert request(classifier, "POST", "/v1/classify", files={"video": b"x" * 5_000_000}).status_code == 200
+    assert classifier.num_bytes == [5_000_000]
 
 
 @pytest.mark.parametrize("error", [None, errors.VideoDecodeError("cut short"), ValueError("a bug")])
@@ -210,3 +213,25 @@ def test_the_description_of_the_api_names_the_problems_of_an_upload() -> None:
         responses = paths[route]["post"]["responses"]
         assert {"200", "400", "413", "415", "422", "503", "504"} <= responses.keys()
         assert MEDIA_TYPE in responses["422"]["content"]
+
+
+def test_as_many_probabilities_are_told_as_were_asked_for_the_likeliest_first() -> None:
+    def told(**data: Any) -> list[str]:
+        return list(request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP, data=data).json()["probabilities"])
+
+    assert told() == told(top_k=2) == told(top_k=9) == ["abnormal", "normal"]
+    assert told(top_k=1) == ["abnormal"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("threshold", "1.5"), ("threshold", "nan"), ("threshold", "high"), ("top_k", "0")])
+def test_an_option_that_makes_no_sense_is_named(option: str, value: str) -> None:
+    response = request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP, data={option: value})
+    assert option in _problem(response, 422, "request").detail
+
+
+def test_a_threshold_is_for_two_labels() -> None:
+    classifier = ScriptedClassifier()
+    assert request(classifier, "POST", "/v1/classify", files=CLIP, data={"threshold": "0.4"}).json()["threshold"] == 0.4
+    classifier.task = TASK.model_copy(update={"labels": ("a", "b", "c")})
+    response = request(classifier, "POST", "/v1/classify", files=CLIP, data={"threshold": "0.4"})
+    assert "two labels" in _problem(response, 422, "request").detail

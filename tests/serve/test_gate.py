@@ -20,7 +20,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 def _routes(config: ServeConfig) -> set[tuple[str, str]]:
-    app = build_app(ScriptedClassifier(), config, 1)
+    app = build_app(ScriptedClassifier(), config, 1, 1)
     return {(method, route.path) for route in app.routes for method in route.methods}  # type: ignore[attr-defined]
 
 

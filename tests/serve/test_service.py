@@ -28,7 +28,7 @@ def test_a_served_video_gets_the_probabilities_that_the_engine_gives_its_clip(
     assert sum(answer.probabilities.values()) == pytest.approx(1)
     assert answer.probabilities[answer.label] == max(answer.probabilities.values())
     assert (answer.video.num_frames, answer.video.fps) == (4, 1.0)
-    assert answer.timing_s.keys() == {"queue", "decode", "engine", "total"}
+    assert answer.timing_s.keys() == {"receive", "queue", "decode", "engine", "total"}
 
 
 def test_a_rationale_is_what_the_model_writes_to_the_rationale_prompt(url: str, clip_path: Path) -> None:
