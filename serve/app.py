@@ -38,7 +38,7 @@ def build_app(classifier: Classifier, config: ServeConfig, max_classifying: int,
     """The service around `classifier`, which sees at most that many classifications and rationales at once."""
     app = FastAPI(title="RB-FT", version=__version__, summary="Video classification with reasons on demand")
     # The last is the outermost: a request without a key is refused before a byte of its body is read.
-    app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes)
+    app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes, timeout_s=config.body_timeout_s)
     app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))
     app.add_middleware(Envelope, model_version=classifier.version.fingerprint)
     answer_with_problems(app)

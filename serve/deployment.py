@@ -32,13 +32,15 @@ class Replica:
         _log_requests()
         # Heavy, and only a replica needs them: what deploys should not load an engine.
         from rbft.engines.vllm import VllmEngine
+        from rbft.video.limits import SourceLimits
         from rbft.video.pool import DecodePool
 
         self._config = config
         self._open = ExitStack()
         folder = self._open.enter_context(storage.local_folder(source.uri))
         model = open_model(source, folder, config)
-        decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes)
+        limits = SourceLimits(config.serve.max_duration_s, config.serve.max_frames, config.serve.max_frame_pixels)
+        decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes, limits)
         self._open.callback(decoders.close)
         engine = VllmEngine(
             config.model.model_copy(update={"path": str(folder)}), config.engine, model.spec, seed=config.seed, labels_first=True

@@ -31,9 +31,14 @@ _STATUS: dict[type[errors.RBFTError], HTTPStatus] = {
     errors.UnauthorizedError: HTTPStatus.UNAUTHORIZED,
     errors.ClipExpiredError: HTTPStatus.NOT_FOUND,
     errors.UploadTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UploadTimeoutError: HTTPStatus.REQUEST_TIMEOUT,
     errors.OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RequestTimeoutError: HTTPStatus.GATEWAY_TIMEOUT,
 }
+
+
+_ABOUT_BODIES: dict[int, type[errors.RBFTError]] = {_STATUS[kind]: kind for kind in (errors.UploadTooLargeError, errors.UploadTimeoutError)}
+"""What `serve.limits` means by the status of an exception that FastAPI lets through the reading of a body."""
 
 
 def status_of(error: errors.RBFTError) -> HTTPStatus:
@@ -79,9 +84,10 @@ def described() -> dict[int | str, dict[str, Any]]:
         400: "not a well-formed request",
         401: "no key of the service came with the request",
         404: "no video of this id is kept (`/v1/rationale`)",
+        408: "the body did not come in time",
         413: "the body is too large",
         415: "not multipart/form-data, or a video format that is not decoded",
-        422: "a field is missing or wrong, or the video cannot be used",
+        422: "a field is missing or wrong, or the video cannot be used: broken, empty, too long, frames too large or too many",
         503: "overloaded or restarting; try again after `Retry-After` seconds",
         504: "the answer was not ready in time",
     }
@@ -107,8 +113,8 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code = errors.UploadTooLargeError.code if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else errors.RequestError.code
-    return problem(error.status_code, code, str(error.detail), dict(error.headers or {}))
+    kind = _ABOUT_BODIES.get(error.status_code, errors.RequestError)
+    return problem(error.status_code, kind.code, str(error.detail), dict(error.headers or {}))
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:

@@ -21,8 +21,18 @@ class ServeConfig(Section):
     num_replicas: int = Field(1, gt=0)
     max_upload_bytes: int = Field(64 << 20, gt=0)
     """Of the whole request body, counted while it is read."""
+    body_timeout_s: float = Field(120.0, gt=0)
+    """How long a client may take to send its body."""
+    max_duration_s: float = Field(600.0, gt=0)
+    """Of a video."""
+    max_frames: int = Field(36_000, gt=0)
+    """Of a video, as stored: ten minutes at 60 a second."""
+    max_frame_pixels: int = Field(4096 * 2304, gt=0)
+    """Of one of its frames, as stored: 4K."""
     request_timeout_s: float = Field(120.0, gt=0)
+    """For an answer, from the end of the body on."""
     max_queued_requests: int = Field(64, gt=0)
+    """Classifications that may wait, and as many rationales."""
 
     clip_cache_bytes: int = Field(1 << 30, ge=0)
     """Decoded frames that a replica keeps, so that "why?" needs no second upload; 0 keeps none. 60 frames of 420 x 360 are 27 MB."""

@@ -14,7 +14,7 @@ from rbft.api import ClassifyAnswer, Problem, RationaleAnswer, RationaleStart, T
 from rbft.config import ServeConfig
 from rbft.keys import add_key
 from serve.app import build_app
-from tests.serve.scripted import ScriptedClassifier, client_of, raising, request
+from tests.serve.scripted import ScriptedClassifier, client_of, raising, request, scope_of
 
 CLIP = {"video": ("clip.mp4", b"some bytes")}
 STREAM = {"Accept": "text/event-stream"}
@@ -220,19 +220,8 @@ async def _streamed(
         if look(sent):
             gone.set()
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/rationale",
-        "raw_path": b"/v1/rationale",
-        "query_string": b"",
-        "headers": [(name.lower(), value) for name, value in body.headers.raw],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-        "scheme": "http",
-        "http_version": "1.1",
-    }
-    task = asyncio.ensure_future(app(scope, receive, send))  # type: ignore[arg-type]
+    scope = scope_of("/v1/rationale", dict(body.headers))
+    task = asyncio.ensure_future(app(scope, receive, send))
     if hangs_up_early:
         while not classifier.explained:
             await asyncio.sleep(0.01)
