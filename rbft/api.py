@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Body(BaseModel):
     # A client reads answers of a newer server: fields that it does not know are left alone.
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
 class ModelVersion(_Body):
@@ -95,8 +97,30 @@ class Limits(_Body):
 
     max_upload_bytes: int
     """Of the whole request body."""
+    body_timeout_s: float
+    """For sending it."""
+    max_duration_s: float
+    """Of a video."""
+    max_frames: int
+    """Of a video, as stored."""
+    max_frame_pixels: int
+    """Height x width of a frame, as stored."""
     max_context_characters: int
     request_timeout_s: float
+    """For an answer, from the end of the body on."""
+    video_kept_s: float
+    """How long a `video_id` is good at most."""
+
+
+class Sampled(_Body):
+    """What the model is shown of a video."""
+
+    fps: float
+    """Frames a second."""
+    max_frames: int
+    """A longer video is sampled more thinly."""
+    max_pixels: int
+    """Of a frame; larger ones are scaled down."""
 
 
 class TaskAnswer(_Body):
@@ -108,7 +132,13 @@ class TaskAnswer(_Body):
     """Asked for a label."""
     rationale_prompt: str
     """Asked for a rationale."""
+    headings: tuple[str, ...]
+    """Of a rationale's sections."""
     model: ModelVersion
+    lineage: dict[str, Any]
+    """Where the model comes from, as its task card has it: run, system, stage, fingerprints of base model, videos and answers, seed; empty
+    for a model that this project has not trained."""
+    sampled: Sampled
     limits: Limits
 
 

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, FastAPI, File, Form, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 
 from rbft import __version__
-from rbft.api import ClassifyAnswer, Health, Limits, RationaleAnswer, TaskAnswer
+from rbft.api import ClassifyAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
 from rbft.config import ServeConfig
 from rbft.keys import KeyRing
-from serve import events
+from serve import events, examples
 from serve.envelope import Envelope
 from serve.keys import KeyGate
 from serve.limits import BodyLimit
 from serve.presence import while_connected
-from serve.problems import answer_with_problems, described
+from serve.problems import UPLOAD_STATUSES, answer_with_problems, described, described_of
 from serve.service import Asker, Classifier, Service
 from serve.upload import UploadRoute
+
+_TOLD_OF_LINEAGE = frozenset(
+    ("run", "system", "stage", "fingerprint", "base", "videos", "answers", "seed", "epochs", "num_items", "classes")
+)
+"""Of what a task card holds: no paths of the machine that trained it, no versions of what runs here."""
 
 MAX_CONTEXT_CHARACTERS = 8192
 """A long title and transcript; far below the context of the models."""
@@ -42,15 +48,18 @@ def build_app(classifier: Classifier, config: ServeConfig, max_classifying: int,
     app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))
     app.add_middleware(Envelope, model_version=classifier.version.fingerprint)
     answer_with_problems(app)
-    app.include_router(_uploads(Service(classifier, config, max_classifying, max_explaining)))
-    app.include_router(_about(classifier, config))
+    # For the description alone: `KeyGate` has looked at it by then.
+    needs_key = [Security(HTTPBearer(auto_error=False, description="a key of the service, where it has keys"))]
+    app.include_router(_uploads(Service(classifier, config, max_classifying, max_explaining)), dependencies=needs_key)
+    app.include_router(_about(classifier, config), dependencies=needs_key)
+    app.include_router(_health(classifier))
     return app
 
 
 def _uploads(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", route_class=UploadRoute)
 
-    @router.post("/classify", responses=described(), summary="The label of a video")
+    @router.post("/classify", responses=described_of(examples.CLASSIFIED, *UPLOAD_STATUSES), summary="The label of a video")
     async def classify(
         request: Request,
         video: Annotated[UploadFile, File(description="the video file")],
@@ -64,11 +73,12 @@ def _uploads(service: Service) -> APIRouter:
         answer = service.classify(_asker(request), video, context, threshold=threshold, top_k=top_k, with_rationale=with_rationale)
         return await while_connected(request.receive, answer)
 
-    stream_described = {200: {"content": {events.MEDIA_TYPE: {"schema": {"type": "string"}}}}}
+    as_json_or_events = described_of(examples.EXPLAINED, *UPLOAD_STATUSES, 404)
+    as_json_or_events[200]["content"][events.MEDIA_TYPE] = {"schema": {"type": "string"}, "example": examples.STREAM}
 
     @router.post(
         "/rationale",
-        responses=described() | stream_described,
+        responses=as_json_or_events,
         response_model=RationaleAnswer,
         summary="What the model sees in a video, under the task's headings",
         description="JSON, or with `Accept: text/event-stream` server-sent events: `start`, `text` as it is written, `end` or `problem`.",
@@ -94,27 +104,41 @@ def _uploads(service: Service) -> APIRouter:
 def _about(classifier: Classifier, config: ServeConfig) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/task", summary="Labels, prompts, model version and limits")
+    @router.get("/v1/task", responses=described_of(examples.TASK, 401), summary="Labels, prompts, where the model comes from, limits")
     async def task() -> TaskAnswer:
-        about = classifier.task
+        about, spec = classifier.task, classifier.spec
         return TaskAnswer(
             name=about.name,
             labels=about.labels,
             question=about.question,
             rationale_prompt=about.rationale_prompt,
+            headings=tuple(dimension.heading for dimension in about.dimensions),
             model=classifier.version,
+            lineage={name: value for name, value in classifier.lineage.items() if name in _TOLD_OF_LINEAGE},
+            sampled=Sampled(fps=spec.fps, max_frames=spec.max_frames, max_pixels=spec.max_pixels),
             limits=Limits(
                 max_upload_bytes=config.max_upload_bytes,
+                body_timeout_s=config.body_timeout_s,
+                max_duration_s=config.max_duration_s,
+                max_frames=config.max_frames,
+                max_frame_pixels=config.max_frame_pixels,
                 max_context_characters=MAX_CONTEXT_CHARACTERS,
                 request_timeout_s=config.request_timeout_s,
+                video_kept_s=config.clip_cache_s,
             ),
         )
+
+    return router
+
+
+def _health(classifier: Classifier) -> APIRouter:
+    router = APIRouter()
 
     @router.get("/healthz", summary="The process answers")
     async def healthz() -> Health:
         return Health()
 
-    @router.get("/readyz", summary="The engine answers")
+    @router.get("/readyz", responses=described(503), summary="The engine answers")
     async def readyz() -> Health:
         await classifier.check_health()
         return Health()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 from rbft.api import ClassifyAnswer, ModelVersion, RationaleAnswer
 from rbft.engines.base import Generated, Sampling, StreamingEngine
 from rbft.engines.labels import probabilities
 from rbft.errors import EngineError
 from rbft.rationales.gates import TEXT_GATES, check_rationale
-from rbft.records import Clip, Rationale
+from rbft.records import Clip, Rationale, VideoSpec
 from rbft.task import Task
 from rbft.video.pool import DecodePool
 from serve.clips import Seen
@@ -35,6 +36,14 @@ class VideoClassifier:
     @property
     def version(self) -> ModelVersion:
         return self._model.version
+
+    @property
+    def spec(self) -> VideoSpec:
+        return self._model.spec
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        return self._model.lineage
 
     async def look(self, path: Path) -> Clip:
         return await self._decoders.decode_async(str(path), self._model.spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rbft import artifacts, storage
 from rbft.api import ModelVersion
@@ -35,6 +36,8 @@ class ServedModel:
     version: ModelVersion
     task: Task
     spec: VideoSpec
+    lineage: dict[str, Any]
+    """Of its task card; empty without one."""
 
 
 def find_model(config: RunConfig, folder: str | None = None) -> ModelSource:
@@ -61,9 +64,9 @@ def find_model(config: RunConfig, folder: str | None = None) -> ModelSource:
 def open_model(source: ModelSource, folder: Path, config: RunConfig) -> ServedModel:
     """The model of `source`, whose local copy is `folder`; raises `ModelError`."""
     require_model_folder(folder)
-    task, spec = read_card(folder)[:2] if source.has_card else (config.task, config.video.spec())
+    task, spec, lineage = read_card(folder) if source.has_card else (config.task, config.video.spec(), {})
     version = ModelVersion(name=source.name, fingerprint=artifacts.model_fingerprint(folder))
-    return ServedModel(folder, version, task, spec)
+    return ServedModel(folder, version, task, spec, lineage)
 
 
 def _trained(config: RunConfig) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from rbft import errors
@@ -78,21 +79,43 @@ def answer_with_problems(app: FastAPI) -> None:
     app.add_exception_handler(ClientGoneError, _on_client_gone)
 
 
-def described() -> dict[int | str, dict[str, Any]]:
-    """The problem responses of an upload route, for its OpenAPI description."""
-    causes = {
-        400: "not a well-formed request",
-        401: "no key of the service came with the request",
-        404: "no video of this id is kept (`/v1/rationale`)",
-        408: "the body did not come in time",
-        413: "the body is too large",
-        415: "not multipart/form-data, or a video format that is not decoded",
-        422: "a field is missing or wrong, or the video cannot be used: broken, empty, too long, frames too large or too many",
-        503: "overloaded or restarting; try again after `Retry-After` seconds",
-        504: "the answer was not ready in time",
+UPLOAD_STATUSES = (400, 401, 408, 413, 415, 422, 503, 504)
+"""What an upload may be refused with."""
+
+_CAUSES = {
+    400: "not a well-formed request",
+    401: "no key of the service came with the request",
+    404: "no video of this id is kept for this key, or not any more",
+    408: "the body did not come in time",
+    413: "the body is too large",
+    415: "not multipart/form-data, or a video format that is not decoded",
+    422: "a field is missing or wrong, or the video cannot be used: broken, empty, too long, frames too large or too many",
+    503: "overloaded or restarting; try again after `Retry-After` seconds",
+    504: "the answer was not ready in time",
+}
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem responses of a route, for its OpenAPI description."""
+    schema = Problem.model_json_schema()
+    return {
+        status: {
+            "description": _CAUSES[status],
+            "content": {MEDIA_TYPE: {"schema": schema, "example": _body(status, _example_code(status), _CAUSES[status]).model_dump()}},
+        }
+        for status in statuses
     }
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
-    return {status: {"description": cause, "content": content} for status, cause in causes.items()}
+
+
+def described_of(example: BaseModel, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`described` with an example of the answer."""
+    answered = {"content": {"application/json": {"example": example.model_dump(mode="json")}}}
+    return {200: answered, **described(*statuses)}
+
+
+def _example_code(status: int) -> str:
+    """A code that goes with `status`."""
+    return next((kind.code for kind, its in _STATUS.items() if its == status and kind is not errors.EngineError), errors.RequestError.code)
 
 
 async def _on_our_error(request: Request, error: Exception) -> JSONResponse:

@@ -11,14 +11,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastapi import UploadFile
 
 from rbft.api import ClassifyAnswer, ModelVersion, RationaleAnswer, RationaleStart, TextPiece, VideoFacts
 from rbft.config import ServeConfig
 from rbft.errors import EngineError, RequestTimeoutError
-from rbft.records import Clip
+from rbft.records import Clip, VideoSpec
 from rbft.task import Task
 from serve.clips import ClipCache, Seen
 from serve.events import Said
@@ -34,6 +34,14 @@ class Classifier(Protocol):
 
     @property
     def version(self) -> ModelVersion: ...
+
+    @property
+    def spec(self) -> VideoSpec: ...
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Of the task card."""
+        ...
 
     async def look(self, path: Path) -> Clip:
         """The video in the file `path`, decoded."""

@@ -50,7 +50,7 @@ def engine(trained_folder: Path) -> HFEngine:
 @pytest.fixture(scope="session")
 def url(trained_folder: Path, engine: HFEngine, decoders: DecodePool) -> Iterator[str]:
     """Where the service listens."""
-    model = ServedModel(trained_folder, ModelVersion(name="tiny", fingerprint="f"), TASK, SPEC)
+    model = ServedModel(trained_folder, ModelVersion(name="tiny", fingerprint="f"), TASK, SPEC, {})
     classifier = VideoClassifier(engine, decoders, model, Sampling(max_new_tokens=4))
     app = build_app(classifier, ServeConfig(max_upload_bytes=1_000_000), 2, 1)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))

@@ -13,7 +13,7 @@ from rbft.config import ServeConfig
 from rbft.records import Clip
 from serve.app import build_app
 from serve.clips import Seen
-from tests.serve.samples import TASK
+from tests.serve.samples import SPEC, TASK
 
 VERSION = ModelVersion(name="run/rb-ft", fingerprint="0123456789abcdef")
 Act = Callable[[], Awaitable[None]]
@@ -27,6 +27,8 @@ class ScriptedClassifier:
     def __init__(self, act: Act | None = None, pieces: Sequence[str] = ("Scene: ", "a room")) -> None:
         self.task = TASK
         self.version = VERSION
+        self.spec = SPEC
+        self.lineage: dict[str, Any] = {"system": "rb-ft", "base": "0123", "base_model": "/home/of/somebody", "versions": {"ray": "2"}}
         self.paths: list[Path] = []
         self.num_bytes: list[int] = []
         self.explained: list[Seen] = []

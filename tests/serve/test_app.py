@@ -8,12 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from rbft import errors
-from rbft.api import ClassifyAnswer, Problem, TaskAnswer
+from rbft.api import ClassifyAnswer, Problem, RationaleAnswer, TaskAnswer
 from serve.app import MAX_CONTEXT_CHARACTERS
 from serve.problems import MEDIA_TYPE, status_of
-from tests.serve.samples import TASK
+from tests.serve.samples import SPEC, TASK
 from tests.serve.scripted import FACTS, VERSION, ScriptedClassifier, client_of, raising, request
 
 CLIP = {"video": ("../../etc/passwd", b"some bytes", "video/mp4")}
@@ -202,17 +203,57 @@ def test_the_service_is_alive_but_not_ready_when_its_engine_is_gone() -> None:
 
 def test_the_task_route_tells_labels_prompts_model_and_limits() -> None:
     classifier = ScriptedClassifier()
-    about = TaskAnswer.model_validate_json(request(classifier, "GET", "/v1/task", {"max_upload_bytes": 12_345}).content)
+    config = {"max_upload_bytes": 12_345, "max_duration_s": 7.0, "clip_cache_s": 9.0}
+    about = TaskAnswer.model_validate_json(request(classifier, "GET", "/v1/task", config).content)
     assert (about.labels, about.question, about.rationale_prompt) == (TASK.labels, TASK.question, TASK.rationale_prompt)
-    assert (about.model, about.limits.max_upload_bytes) == (VERSION, 12_345)
+    assert about.headings == ("Scene",) and about.sampled.max_pixels == SPEC.max_pixels
+    assert about.model == VERSION
+    assert (about.limits.max_upload_bytes, about.limits.max_duration_s, about.limits.video_kept_s) == (12_345, 7.0, 9.0)
 
 
-def test_the_description_of_the_api_names_the_problems_of_an_upload() -> None:
-    paths = request(ScriptedClassifier(), "GET", "/openapi.json").json()["paths"]
+def test_where_the_model_comes_from_is_told_without_paths_and_versions() -> None:
+    about = TaskAnswer.model_validate_json(request(ScriptedClassifier(), "GET", "/v1/task").content)
+    assert about.lineage == {"system": "rb-ft", "base": "0123"}
+
+
+def _described() -> dict[str, Any]:
+    described: dict[str, Any] = request(ScriptedClassifier(), "GET", "/openapi.json").json()
+    return described
+
+
+def test_the_description_names_the_problems_of_each_route_with_codes_that_go_with_them() -> None:
+    paths = _described()["paths"]
     for route in ("/v1/classify", "/v1/rationale"):
         responses = paths[route]["post"]["responses"]
-        assert {"200", "400", "413", "415", "422", "503", "504"} <= responses.keys()
-        assert MEDIA_TYPE in responses["422"]["content"]
+        assert {"200", "400", "401", "408", "413", "415", "422", "503", "504"} <= responses.keys()
+        for status, response in responses.items():
+            if status != "200":
+                example = Problem.model_validate(response["content"][MEDIA_TYPE]["example"])
+                assert status_of(errors.error_from_code(example.code, "")) in (int(status), 400)
+    assert "404" in paths["/v1/rationale"]["post"]["responses"]
+
+
+def test_the_description_has_an_example_of_each_answer_and_says_where_a_key_is_needed() -> None:
+    paths = _described()["paths"]
+    bodies: list[tuple[str, str, type[BaseModel]]] = [
+        ("/v1/classify", "post", ClassifyAnswer),
+        ("/v1/rationale", "post", RationaleAnswer),
+        ("/v1/task", "get", TaskAnswer),
+    ]
+    for route, method, body in bodies:
+        operation = paths[route][method]
+        assert body.model_validate(operation["responses"]["200"]["content"]["application/json"]["example"])
+        assert operation["security"] == [{"HTTPBearer": []}]
+    assert "event: end" in paths["/v1/rationale"]["post"]["responses"]["200"]["content"]["text/event-stream"]["example"]
+    assert "security" not in paths["/healthz"]["get"]
+
+
+def test_the_description_explains_every_field_of_an_answer() -> None:
+    schemas = _described()["components"]["schemas"]
+    plain = {"model", "video", "labels", "name", "max_context_characters", "limits", "sampled", "label", "text", "num_tokens"}
+    for answer in ("ClassifyAnswer", "RationaleAnswer", "TaskAnswer", "Limits"):
+        unexplained = {name for name, field in schemas[answer]["properties"].items() if "description" not in field}
+        assert unexplained <= plain | {"num_prompt_tokens", "request_id", "timing_s"}, answer
 
 
 def test_as_many_probabilities_are_told_as_were_asked_for_the_likeliest_first() -> None:

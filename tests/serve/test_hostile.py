@@ -54,7 +54,7 @@ class EvenEngine:
 @pytest.fixture(scope="module")
 def classifier() -> Iterator[VideoClassifier]:
     limits = SourceLimits(CONFIG.max_duration_s, CONFIG.max_frames, CONFIG.max_frame_pixels)
-    model = ServedModel(Path(), ModelVersion(name="even", fingerprint="f"), TASK, SPEC)
+    model = ServedModel(Path(), ModelVersion(name="even", fingerprint="f"), TASK, SPEC, {})
     with DecodePool(1, 20.0, 1 << 30, limits) as decoders:
         yield VideoClassifier(EvenEngine(), decoders, model, Sampling(4))
 
