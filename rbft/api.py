@@ -31,6 +31,17 @@ class VideoFacts(_Body):
     """Of the whole file."""
 
 
+class CalibrationFacts(_Body):
+    """What was fitted on the validation split to make probabilities honest."""
+
+    temperature: float
+    """By which the labels' log-likelihoods are divided."""
+    threshold: float | None
+    """Of two labels, the probability of the task's second from which on it is answered."""
+    num_clips: int
+    """That it was fitted on."""
+
+
 class RationaleAnswer(_Body):
     """The body of `POST /v1/rationale`, the data of its event `end`, and part of an answer to `/v1/classify` that was asked to explain."""
 
@@ -63,7 +74,10 @@ class ClassifyAnswer(_Body):
     probabilities: dict[str, float]
     """Label -> probability, the likeliest first. They sum to 1 over the task's labels, of which `top_k` may have left some out."""
     threshold: float | None = None
-    """Of two labels, the probability of the task's second from which on it is answered; None where the likeliest is."""
+    """Of two labels, the probability of the task's second from which on it is answered: the request's, else the calibration's; None where
+    the likeliest is."""
+    calibration: CalibrationFacts | None = None
+    """By which the probabilities were calibrated; None where they are the bare shares of the labels' likelihoods."""
     request_id: str = ""
     video_id: str | None = None
     """What `/v1/rationale` takes instead of a second upload, from the same key; None if the video is not kept."""
@@ -135,6 +149,8 @@ class TaskAnswer(_Body):
     headings: tuple[str, ...]
     """Of a rationale's sections."""
     model: ModelVersion
+    calibration: CalibrationFacts | None = None
+    """As in `ClassifyAnswer`."""
     lineage: dict[str, Any]
     """Where the model comes from, as its task card has it: run, system, stage, fingerprints of base model, videos and answers, seed; empty
     for a model that this project has not trained."""

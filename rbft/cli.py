@@ -265,13 +265,19 @@ def _add_export(subparsers: Subparsers) -> None:
         "--out", required=True, metavar="FOLDER", help="the model folder to make: a path, or a URI of any pyarrow filesystem"
     )
     parser.add_argument("--base", metavar="FOLDER", help="where the adapter's base model is now (default: where it was in training)")
+    parser.add_argument("--calibration", metavar="FILE.json", help="put this calibration into the copy's task card, for the service")
     parser.set_defaults(handler=_export)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from rbft.models.export import export_model
 
-    print(export_model(arguments.folder, arguments.out, arguments.base))
+    calibration = None
+    if arguments.calibration is not None:
+        from rbft.evaluation.calibration import read_calibration
+
+        calibration = read_calibration(arguments.calibration).model_dump(mode="json")
+    print(export_model(arguments.folder, arguments.out, arguments.base, calibration))
 
 
 def _add_doctor(subparsers: Subparsers) -> None:

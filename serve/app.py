@@ -114,6 +114,7 @@ def _about(classifier: Classifier, config: ServeConfig) -> APIRouter:
             rationale_prompt=about.rationale_prompt,
             headings=tuple(dimension.heading for dimension in about.dimensions),
             model=classifier.version,
+            calibration=classifier.calibration,
             lineage={name: value for name, value in classifier.lineage.items() if name in _TOLD_OF_LINEAGE},
             sampled=Sampled(fps=spec.fps, max_frames=spec.max_frames, max_pixels=spec.max_pixels),
             limits=Limits(

@@ -7,10 +7,11 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from rbft.api import ClassifyAnswer, ModelVersion, RationaleAnswer
+from rbft.api import CalibrationFacts, ClassifyAnswer, ModelVersion, RationaleAnswer
 from rbft.engines.base import Generated, Sampling, StreamingEngine
 from rbft.engines.labels import probabilities
 from rbft.errors import EngineError
+from rbft.evaluation.calibration import calibrate_one
 from rbft.rationales.gates import TEXT_GATES, check_rationale
 from rbft.records import Clip, Rationale, VideoSpec
 from rbft.task import Task
@@ -45,19 +46,36 @@ class VideoClassifier:
     def lineage(self) -> dict[str, Any]:
         return self._model.lineage
 
+    @property
+    def calibration(self) -> CalibrationFacts | None:
+        fitted = self._model.calibration
+        if fitted is None:
+            return None
+        return CalibrationFacts(temperature=fitted.temperature, threshold=fitted.threshold, num_clips=fitted.num_clips)
+
     async def look(self, path: Path) -> Clip:
         return await self._decoders.decode_async(str(path), self._model.spec)
 
     async def classify(self, clip: Clip, context: str | None, threshold: float | None) -> ClassifyAnswer:
-        """The label likelihoods normalised over the labels, as evaluation computes them."""
-        by_label = probabilities(await self._engine.score(clip, self.task.question_messages(context), self.task.labels))
-        ranked = dict(sorted(by_label.items(), key=lambda item: -item[1]))
-        if threshold is None:
-            label = next(iter(ranked))
+        """The label likelihoods normalised over the labels, as evaluation computes and calibrates them."""
+        logprobs = await self._engine.score(clip, self.task.question_messages(context), self.task.labels)
+        calibration = self._model.calibration
+        if calibration is None:
+            by_label = probabilities(logprobs)
+            label = max(by_label, key=by_label.__getitem__)
         else:
+            by_label, label = calibrate_one(logprobs, calibration)
+        if threshold is not None:
             first, second = self.task.labels
             label = second if by_label[second] >= threshold else first
-        return ClassifyAnswer(label=label, probabilities=ranked, threshold=threshold, model=self.version, video=facts(clip))
+        return ClassifyAnswer(
+            label=label,
+            probabilities=dict(sorted(by_label.items(), key=lambda item: -item[1])),
+            threshold=calibration.threshold if threshold is None and calibration else threshold,
+            calibration=self.calibration,
+            model=self.version,
+            video=facts(clip),
+        )
 
     async def explain(self, seen: Seen) -> AsyncGenerator[str | RationaleAnswer, None]:
         """What the model writes when it is asked with the task's rationale prompt."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rbft.api import (
+    CalibrationFacts,
     ClassifyAnswer,
     Limits,
     ModelVersion,
@@ -16,6 +17,7 @@ from rbft.api import (
 
 _MODEL = ModelVersion(name="smarthome/rb-ft", fingerprint="4bc9a8677f0567bb")
 _VIDEO = VideoFacts(num_frames=12, fps=1.0, duration_s=12.04)
+_CALIBRATION = CalibrationFacts(temperature=1.42, threshold=0.46, num_clips=205)
 _TEXT = "Subjects: a person in a dark coat\nActions: tries the door handle, looks around, leaves"
 
 EXPLAINED = RationaleAnswer(
@@ -43,6 +45,8 @@ EXPLAINED = RationaleAnswer(
 CLASSIFIED = ClassifyAnswer(
     label="abnormal",
     probabilities={"abnormal": 0.87, "normal": 0.13},
+    threshold=0.46,
+    calibration=_CALIBRATION,
     request_id="5d02b6a1c93f4e11",
     video_id="mX3l0kQ2n8sT5vB9wZ1cR4yH",
     video_expires_s=300.0,
@@ -66,6 +70,7 @@ TASK = TaskAnswer(
     rationale_prompt="You are a smart home security expert. Describe the video under these headings.\nSubjects: …\nActions: …",
     headings=("Subjects", "Actions"),
     model=_MODEL,
+    calibration=_CALIBRATION,
     lineage={"run": "smarthome", "system": "rb-ft", "stage": "classify", "fingerprint": "4bc9a8677f0567bb", "base": "020404c9f15e1cf0"},
     sampled=Sampled(fps=1.0, max_frames=128, max_pixels=151_200),
     limits=Limits(

@@ -55,7 +55,7 @@ class KeyGate:
 
 
 def _is_local(scope: Scope, headers: Headers) -> bool:
-    client = scope.get("client")
+    client: tuple[str, int] | None = scope.get("client")
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return bool(client) and is_loopback(client[0]) and is_loopback(name)
+    return client is not None and is_loopback(client[0]) and is_loopback(name)

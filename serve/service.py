@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from fastapi import UploadFile
 
-from rbft.api import ClassifyAnswer, ModelVersion, RationaleAnswer, RationaleStart, TextPiece, VideoFacts
+from rbft.api import CalibrationFacts, ClassifyAnswer, ModelVersion, RationaleAnswer, RationaleStart, TextPiece, VideoFacts
 from rbft.config import ServeConfig
 from rbft.errors import EngineError, RequestTimeoutError
 from rbft.records import Clip, VideoSpec
@@ -42,6 +42,9 @@ class Classifier(Protocol):
     def lineage(self) -> dict[str, Any]:
         """Of the task card."""
         ...
+
+    @property
+    def calibration(self) -> CalibrationFacts | None: ...
 
     async def look(self, path: Path) -> Clip:
         """The video in the file `path`, decoded."""

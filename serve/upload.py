@@ -12,8 +12,6 @@ from typing import Any
 
 from fastapi import Request, Response, UploadFile
 from fastapi.routing import APIRoute
-from starlette.datastructures import FormData
-from starlette.requests import AwaitableOrContextManager
 
 from rbft.errors import RBFTError
 
@@ -36,7 +34,7 @@ class UploadRoute(APIRoute):
 
 
 class _UploadRequest(Request):
-    def form(self, **_: Any) -> AwaitableOrContextManager[FormData]:
+    def form(self, **_: Any) -> Any:
         return super().form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
 
 

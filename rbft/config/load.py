@@ -56,7 +56,7 @@ _PATH_KEYS = {
     ("training",): ("clip_cache_folder",),
     ("evaluation", "masking"): ("boxes",),
     ("evaluation",): ("api_cache", "attributes"),
-    ("serve",): ("keys",),
+    ("serve",): ("calibration", "keys"),
 }
 
 

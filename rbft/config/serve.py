@@ -18,6 +18,9 @@ class ServeConfig(Section):
     with a host that others can reach."""
     system: SystemName = "rb-ft"
     """Whose model answers."""
+    calibration: str | None = None
+    """A file of `rbft predictions calibrate`. None takes the calibration in the model's task card, else the one that the run has for this
+    very model, if any."""
     num_replicas: int = Field(1, gt=0)
     max_upload_bytes: int = Field(64 << 20, gt=0)
     """Of the whole request body, counted while it is read."""

@@ -28,7 +28,7 @@ def config(repository: Path) -> RunConfig:
 
 def test_text_comes_piece_by_piece_ends_with_its_reader_and_lets_labels_pass(config: RunConfig, tmp_path: Path) -> None:
     """In one engine, as a start takes half a minute."""
-    clip = decode(write_clip(tmp_path / "clip.mp4"), config.video.spec())
+    clip = decode(write_clip(tmp_path / "clip.mp4", seconds=8), config.video.spec())
 
     async def scenario() -> None:
         engine = VllmEngine(config.model, config.engine, config.video.spec(), labels_first=True)

@@ -28,6 +28,7 @@ class ScriptedClassifier:
         self.task = TASK
         self.version = VERSION
         self.spec = SPEC
+        self.calibration = None
         self.lineage: dict[str, Any] = {"system": "rb-ft", "base": "0123", "base_model": "/home/of/somebody", "versions": {"ray": "2"}}
         self.paths: list[Path] = []
         self.num_bytes: list[int] = []

@@ -1,6 +1,7 @@
 """Who is let in, walked over every route of the app; and what every response has."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -122,7 +123,7 @@ def test_a_client_does_not_choose_the_request_id() -> None:
 def test_the_log_tells_who_asked_what_and_nothing_of_the_content(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
     key = add_key(keys, "front-desk")
     headers = {"Authorization": f"Bearer {key}"}
-    upload = {"files": {"video": ("secret-name.mp4", b"secret-bytes")}, "data": {"context": "secret-context"}}
+    upload: dict[str, Any] = {"files": {"video": ("secret-name.mp4", b"secret-bytes")}, "data": {"context": "secret-context"}}
     with caplog.at_level("INFO"):
         response = request(ScriptedClassifier(), "POST", "/v1/classify", {"keys": str(keys)}, headers=headers, **upload)
         request(ScriptedClassifier(), "GET", "/secret-path?secret-query", {"keys": str(keys)}, headers=headers)

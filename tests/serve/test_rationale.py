@@ -64,7 +64,7 @@ def test_another_context_may_come_with_the_question_why() -> None:
     async def scenario() -> None:
         async with client_of(classifier) as http:
             answer = await _classified(http, context="doorbell")
-            await http.post("/v1/rationale", files={"video_id": (None, answer.video_id), "context": (None, "back door")})
+            await http.post("/v1/rationale", files={"video_id": (None, str(answer.video_id)), "context": (None, "back door")})
 
     asyncio.run(scenario())
     assert classifier.explained[0].context == "back door"
