@@ -97,7 +97,7 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, keys, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, classify, keys, doctor."""
     from rbft.evaluation.cli import register as register_predictions
     from rbft.service_verbs import register as register_service
 

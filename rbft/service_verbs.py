@@ -1,14 +1,68 @@
-"""Verbs about the HTTP service, from a client's or an owner's side: `rbft keys`. The service itself is `python -m serve`."""
+"""Verbs about the HTTP service: `rbft classify` asks one, `rbft keys` says who may. The service itself is `python -m serve`."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
 def register(subparsers: Any) -> None:
     """Add the verbs to the parser of `rbft.cli`."""
+    _add_classify(subparsers)
     _add_keys(subparsers)
+
+
+def _add_classify(subparsers: Any) -> None:
+    parser = subparsers.add_parser("classify", help="ask a running service about video files", description=_CLASSIFY_DESCRIPTION)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a video")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service (default: %(default)s)")
+    parser.add_argument("--context", metavar="TEXT", help="text that comes with the videos, for each of them")
+    parser.add_argument("--threshold", type=float, metavar="P", help="with two labels: answer the second one from this probability on")
+    parser.add_argument("--why", action="store_true", help="also the rationale")
+    parser.add_argument("--json", action="store_true", help="one line of JSON a file, with all that the service says")
+    parser.add_argument("--parallel", type=int, default=4, metavar="N", help="files at a time (default: %(default)s)")
+    parser.set_defaults(handler=_classify)
+
+
+_CLASSIFY_DESCRIPTION = """Ask a running service about video files: a line a file, in the order given. The key is read from the environment
+variable RBFT_KEY. Exits with 1 if any file was refused."""
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    from rbft.api import ClassifyAnswer
+    from rbft.client import Client
+    from rbft.errors import VideoError
+
+    def ask(path: str) -> ClassifyAnswer | VideoError:
+        options = {"threshold": arguments.threshold, "with_rationale": arguments.why}
+        try:
+            return client.classify(path, arguments.context, **options)
+        except VideoError as error:  # this file's fault: the others are answered; whatever else it is ends the command
+            return error
+
+    num_refused = 0
+    with Client(arguments.url) as client, ThreadPoolExecutor(max(1, arguments.parallel)) as threads:
+        asked = [threads.submit(ask, path) for path in arguments.files]
+        try:
+            for path, answering in zip(arguments.files, asked, strict=True):
+                answer = answering.result()
+                if isinstance(answer, VideoError):
+                    num_refused += 1
+                    print(f"{path}: error[{answer.code}]: {answer}", file=sys.stderr)
+                elif arguments.json:
+                    print(json.dumps({"file": path, **answer.model_dump(mode="json")}, ensure_ascii=False), flush=True)
+                else:
+                    told = " ".join(f"{label}={probability:.4f}" for label, probability in answer.probabilities.items())
+                    print(f"{path}\t{answer.label}\t{told}", flush=True)
+                    if answer.rationale is not None:
+                        print(textwrap.indent(answer.rationale.text, "    "), flush=True)
+        finally:
+            threads.shutdown(cancel_futures=True)
+    return 1 if num_refused else 0
 
 
 def _add_keys(subparsers: Any) -> None:
