@@ -42,7 +42,9 @@ TopK = Annotated[int | None, Form(ge=1, description="how many of the probabiliti
 
 def build_app(classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int) -> FastAPI:
     """The service around `classifier`, which sees at most that many classifications and rationales at once."""
-    app = FastAPI(title="RB-FT", version=__version__, summary="Video classification with reasons on demand")
+    summary = "Video classification with reasons on demand"
+    # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
+    app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
     # The last is the outermost: a request without a key is refused before a byte of its body is read.
     app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes, timeout_s=config.body_timeout_s)
     app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))

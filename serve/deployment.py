@@ -82,7 +82,8 @@ def deploy(config: RunConfig, source: ModelSource, port: int) -> None:
         # A start that fails twice fails for a reason that a third will not mend.
         max_constructor_retry_count=2,
     )
-    serve.start(http_options={"host": config.serve.host, "port": port, "request_timeout_s": config.serve.request_timeout_s + 30})
+    timeout_s = config.serve.body_timeout_s + config.serve.request_timeout_s + 30
+    serve.start(http_options={"host": config.serve.host, "port": port, "request_timeout_s": timeout_s})
     try:
         serve.run(deployment.bind(config, source), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:

@@ -11,7 +11,7 @@ from rbft.keys import Key, KeyRing
 from serve.problems import problem
 
 OPEN_PATHS = frozenset(("/healthz", "/readyz"))
-"""What a load balancer asks, which has no key. They tell nothing but yes or no."""
+"""What a load balancer asks, which has no key. They tell whether it works, and, as every response, which model it is."""
 
 _NO_KEYS = Key("none", "")
 """Whose requests are where the service has no keys."""

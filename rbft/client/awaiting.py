@@ -30,7 +30,8 @@ class AsyncClient:
         timeout_s: float = wire.DEFAULT_TIMEOUT_S,
         max_retries: int = wire.DEFAULT_RETRIES,
     ) -> None:
-        self._url = url
+        self.url = url
+        """Of the service."""
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, headers=wire.headers(key))
         self._max_retries = max_retries
 
@@ -94,9 +95,9 @@ class AsyncClient:
         return await AsyncRetrying(**wire.retrying(self._max_retries))(self._ask_once, question, kind)
 
     async def _ask_once(self, question: Question, kind: type[Answer]) -> Answer:
-        with question.sendable() as arguments, wire.reaching(self._url):
+        with question.sendable() as arguments, wire.reaching(self.url):
             response = await self._http.send(self._http.build_request(**arguments))
-        return wire.read_answer(self._url, response, kind)
+        return wire.read_answer(self.url, response, kind)
 
     async def _stream(self, question: Question) -> AsyncGenerator[Said, None]:
         response: httpx.Response = await AsyncRetrying(**wire.retrying(self._max_retries))(self._open, question)
@@ -105,25 +106,25 @@ class AsyncClient:
             pieces = response.aiter_bytes()
             while (piece := await self._next(pieces)) is not None:
                 for name, data in events.feed(piece):
-                    said = wire.read_event(self._url, name, data)
+                    said = wire.read_event(self.url, name, data)
                     if said is not None:
                         yield said
                     if isinstance(said, RationaleAnswer):
                         return
-        raise wire.cut_short(self._url)
+        raise wire.cut_short(self.url)
 
     async def _open(self, question: Question) -> httpx.Response:
         """A response whose events are still to come."""
-        with question.sendable() as arguments, wire.reaching(self._url):
+        with question.sendable() as arguments, wire.reaching(self.url):
             response = await self._http.send(self._http.build_request(**arguments), stream=True)
             if response.is_success:
                 return response
             await response.aread()
-        raise wire.refusal(self._url, response)
+        raise wire.refusal(self.url, response)
 
     async def _next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
         """The next bytes of a stream. What breaks in the middle is not tried again: half of the text has been told."""
         try:
             return await anext(pieces, None)
         except httpx.TransportError:
-            raise wire.cut_short(self._url) from None
+            raise wire.cut_short(self.url) from None

@@ -30,7 +30,8 @@ class Client:
         timeout_s: float = wire.DEFAULT_TIMEOUT_S,
         max_retries: int = wire.DEFAULT_RETRIES,
     ) -> None:
-        self._url = url
+        self.url = url
+        """Of the service."""
         self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=wire.headers(key))
         self._max_retries = max_retries
 
@@ -90,9 +91,9 @@ class Client:
         return Retrying(**wire.retrying(self._max_retries))(self._ask_once, question, kind)
 
     def _ask_once(self, question: Question, kind: type[Answer]) -> Answer:
-        with question.sendable() as arguments, wire.reaching(self._url):
+        with question.sendable() as arguments, wire.reaching(self.url):
             response = self._http.send(self._http.build_request(**arguments))
-        return wire.read_answer(self._url, response, kind)
+        return wire.read_answer(self.url, response, kind)
 
     def _stream(self, question: Question) -> Generator[Said, None, None]:
         response = Retrying(**wire.retrying(self._max_retries))(self._open, question)
@@ -101,25 +102,25 @@ class Client:
             pieces = response.iter_bytes()
             while (piece := self._next(pieces)) is not None:
                 for name, data in events.feed(piece):
-                    said = wire.read_event(self._url, name, data)
+                    said = wire.read_event(self.url, name, data)
                     if said is not None:
                         yield said
                     if isinstance(said, RationaleAnswer):
                         return
-        raise wire.cut_short(self._url)
+        raise wire.cut_short(self.url)
 
     def _open(self, question: Question) -> httpx.Response:
         """A response whose events are still to come."""
-        with question.sendable() as arguments, wire.reaching(self._url):
+        with question.sendable() as arguments, wire.reaching(self.url):
             response = self._http.send(self._http.build_request(**arguments), stream=True)
             if response.is_success:
                 return response
             response.read()
-        raise wire.refusal(self._url, response)
+        raise wire.refusal(self.url, response)
 
     def _next(self, pieces: Iterator[bytes]) -> bytes | None:
         """The next bytes of a stream. What breaks in the middle is not tried again: half of the text has been told."""
         try:
             return next(pieces, None)
         except httpx.TransportError:
-            raise wire.cut_short(self._url) from None
+            raise wire.cut_short(self.url) from None
