@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import socket
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from serve.app import build_app
 from serve.classifier import VideoClassifier
 from serve.model import ServedModel
 from serve.problems import MEDIA_TYPE
+from tests.serve.conftest import listening
 from tests.serve.hostile import hostile_files
 from tests.serve.samples import SPEC, TASK
 from tests.serve.scripted import ScriptedClassifier, client_of, request, scope_of
@@ -208,3 +210,24 @@ def test_a_body_that_is_there_in_time_is_not_cut_short_while_its_answer_is_made(
             return (await http.post("/v1/classify", files={"video": b"x"})).status_code
 
     assert asyncio.run(scenario()) == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("Content-Length: 100000", 408),  # and then nothing comes
+        ("Content-Length: 100000000", 413),
+        ("Transfer-Encoding: chunked", 408),
+        ("Content-Length: -1", 400),
+        ("Content-Length: 5\r\nContent-Length: 6", 400),
+    ],
+)
+def test_on_a_real_socket_a_body_that_does_not_come_ends_the_connection(head: str, status: int) -> None:
+    with listening(build_app(ScriptedClassifier(), ServeConfig(body_timeout_s=0.3), 1, 1)) as url:
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            request = f"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {_MULTIPART}\r\n{head}\r\n\r\n"
+            connection.sendall(request.encode())
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        assert httpx.get(f"{url}/healthz").status_code == 200
