@@ -21,7 +21,7 @@ from ray_jobs.work import EngineName, Work
 from rbft import artifacts, rows, storage
 from rbft.config import GatesConfig, MaskingConfig, ModelConfig
 from rbft.errors import DataError, JobError, ModelRefusedError
-from rbft.evaluation.calibration import SPLIT, Calibration, fit_calibration
+from rbft.evaluation.calibration import SPLIT, Calibration, fit_calibration, read_calibration
 from rbft.evaluation.metrics import answered_modes, evaluate_predictions
 from rbft.evaluation.predictions import predictions_from_table
 from rbft.evaluation.probabilities import evaluate_probabilities, has_probabilities
@@ -78,7 +78,7 @@ def read_calibrations(run: Run) -> dict[str, Calibration]:
     """System -> its calibration; empty where `evaluation.calibrate` is off."""
     systems = run.config.evaluation.systems if run.config.evaluation.calibrate else ()
     folders = {system: str(run.artifact(f"calibration/{system}")) for system in systems}
-    return {system: Calibration.model_validate(storage.read_json(f"{folder}/calibration.json")) for system, folder in folders.items()}
+    return {system: read_calibration(f"{folder}/calibration.json") for system, folder in folders.items()}
 
 
 def _finish_rows(run: Run, system: str, engine: EngineName, use: Use) -> str:
@@ -87,7 +87,7 @@ def _finish_rows(run: Run, system: str, engine: EngineName, use: Use) -> str:
     folder = _folder(run, system, fingerprint, use)
     if not artifacts.is_complete(folder, fingerprint):
         ids = [example.id for example in held_out(run, use)]
-        lineage = {"system": system, "engine": engine, "versions": run.fact("versions")}
+        lineage = {"system": system, "engine": engine, "model": _model(run, system), "versions": run.fact("versions")}
         rows.finish(folder, "predictions", prediction_schema(), ids, fingerprint, lineage)
     return folder
 
@@ -196,12 +196,11 @@ def _fingerprint(run: Run, system: str, engine: EngineName, use: Use) -> str:
         if classifier.name == system:
             return video_classifiers.prediction_fingerprint(run, classifier, held_out(run, use))
     system, masks = split_masks(system)
-    trained = run.artifact(f"train/{system}/classify")
     return artifacts.fingerprint(
         {
             "kind": "predictions",
             **({} if masks is None else {"masks": [masks, _masking(run.config.evaluation.masking)]}),
-            "model": run.model_fingerprint if system == "zero-shot" else str(trained).rpartition("/")[2],
+            "model": _model(run, system),
             "dtype": run.config.model.dtype,
             "engine": engine,
             "question": run.config.task.question,
@@ -211,6 +210,12 @@ def _fingerprint(run: Run, system: str, engine: EngineName, use: Use) -> str:
             "videos": [[video_key(example), example.label] for example in held_out(run, use)],
         }
     )
+
+
+def _model(run: Run, system: str) -> str:
+    """The fingerprint of what `system` answers with."""
+    system, _ = split_masks(system)
+    return run.model_fingerprint if system == "zero-shot" else str(run.artifact(f"train/{system}/classify")).rpartition("/")[2]
 
 
 def _masking(masking: MaskingConfig) -> dict[str, Any]:

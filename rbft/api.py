@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Body(BaseModel):
     # A client reads answers of a newer server: fields that it does not know are left alone.
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
 class ModelVersion(_Body):
@@ -29,32 +31,79 @@ class VideoFacts(_Body):
     """Of the whole file."""
 
 
-class ClassifyAnswer(_Body):
-    """The body of `POST /v1/classify`."""
+class CalibrationFacts(_Body):
+    """What was fitted on the validation split to make probabilities honest."""
 
-    label: str
-    """The likeliest label."""
-    probabilities: dict[str, float]
-    """Label -> probability, summing to 1 over the task's labels."""
-    model: ModelVersion
-    video: VideoFacts
-    timing_s: dict[str, float] = Field(default_factory=dict)
-    """Seconds by phase: queue, decode, engine, total."""
+    temperature: float
+    """By which the labels' log-likelihoods are divided."""
+    threshold: float | None
+    """Of two labels, the probability of the task's second from which on it is answered."""
+    num_clips: int
+    """That it was fitted on."""
 
 
 class RationaleAnswer(_Body):
-    """The body of `POST /v1/rationale`."""
+    """The body of `POST /v1/rationale`, the data of its event `end`, and part of an answer to `/v1/classify` that was asked to explain."""
 
     text: str
     sections: dict[str, str]
     """Heading -> text, for the headings of the task that were found in `text`."""
+    gates: dict[str, bool] = Field(default_factory=dict)
+    """Gate of `rbft.rationales.gates` -> whether the text passes it. "agrees_with_label" holds it against the label that was answered, and
+    is there only if one was."""
     finish_reason: str
     """"stop" or "length" (cut at the token limit)."""
     num_tokens: int
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the engine had already, from classifying the same video."""
+    request_id: str = ""
+    video_id: str | None = None
+    """As in `ClassifyAnswer`."""
     model: ModelVersion
     video: VideoFacts
     timing_s: dict[str, float] = Field(default_factory=dict)
-    """Seconds by phase: queue, decode, engine, total."""
+    """Seconds by phase: receive (the body), queue, decode (of an upload), engine; total is that of the whole request."""
+
+
+class ClassifyAnswer(_Body):
+    """The body of `POST /v1/classify`."""
+
+    label: str
+    """The likeliest label, or what the threshold says."""
+    probabilities: dict[str, float]
+    """Label -> probability, the likeliest first. They sum to 1 over the task's labels, of which `top_k` may have left some out."""
+    threshold: float | None = None
+    """Of two labels, the probability of the task's second from which on it is answered: the request's, else the calibration's; None where
+    the likeliest is."""
+    calibration: CalibrationFacts | None = None
+    """By which the probabilities were calibrated; None where they are the bare shares of the labels' likelihoods."""
+    request_id: str = ""
+    video_id: str | None = None
+    """What `/v1/rationale` takes instead of a second upload, from the same key; None if the video is not kept."""
+    video_expires_s: float | None = None
+    """Seconds for which it is kept, at most: many other videos may take its place."""
+    rationale: RationaleAnswer | None = None
+    """If it was asked for."""
+    model: ModelVersion
+    video: VideoFacts
+    timing_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds by phase: receive (the body), queue, decode, engine, rationale (if asked for); total is that of the whole request."""
+
+
+class RationaleStart(_Body):
+    """The data of the first event (`start`) of a streamed rationale. Then come `text` events, and `end` or `problem`."""
+
+    request_id: str
+    video_id: str | None
+    model: ModelVersion
+    video: VideoFacts
+
+
+class TextPiece(_Body):
+    """The data of an event `text`: what comes after the pieces before it."""
+
+    text: str
 
 
 class Limits(_Body):
@@ -62,8 +111,30 @@ class Limits(_Body):
 
     max_upload_bytes: int
     """Of the whole request body."""
+    body_timeout_s: float
+    """For sending it."""
+    max_duration_s: float
+    """Of a video."""
+    max_frames: int
+    """Of a video, as stored."""
+    max_frame_pixels: int
+    """Height x width of a frame, as stored."""
     max_context_characters: int
     request_timeout_s: float
+    """For an answer, from the end of the body on."""
+    video_kept_s: float
+    """How long a `video_id` is good at most."""
+
+
+class Sampled(_Body):
+    """What the model is shown of a video."""
+
+    fps: float
+    """Frames a second."""
+    max_frames: int
+    """A longer video is sampled more thinly."""
+    max_pixels: int
+    """Of a frame; larger ones are scaled down."""
 
 
 class TaskAnswer(_Body):
@@ -75,7 +146,15 @@ class TaskAnswer(_Body):
     """Asked for a label."""
     rationale_prompt: str
     """Asked for a rationale."""
+    headings: tuple[str, ...]
+    """Of a rationale's sections."""
     model: ModelVersion
+    calibration: CalibrationFacts | None = None
+    """As in `ClassifyAnswer`."""
+    lineage: dict[str, Any]
+    """Where the model comes from, as its task card has it: run, system, stage, fingerprints of base model, videos and answers, seed; empty
+    for a model that this project has not trained."""
+    sampled: Sampled
     limits: Limits
 
 

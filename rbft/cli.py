@@ -97,8 +97,9 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, classify, keys, doctor."""
     from rbft.evaluation.cli import register as register_predictions
+    from rbft.service_verbs import register as register_service
 
     _add_init(subparsers)
     _add_validate(subparsers)
@@ -107,6 +108,7 @@ def register(subparsers: Subparsers) -> None:
     _add_review(subparsers)
     register_predictions(subparsers, add_run_arguments)
     _add_export(subparsers)
+    register_service(subparsers)
     _add_doctor(subparsers)
 
 
@@ -263,13 +265,19 @@ def _add_export(subparsers: Subparsers) -> None:
         "--out", required=True, metavar="FOLDER", help="the model folder to make: a path, or a URI of any pyarrow filesystem"
     )
     parser.add_argument("--base", metavar="FOLDER", help="where the adapter's base model is now (default: where it was in training)")
+    parser.add_argument("--calibration", metavar="FILE.json", help="put this calibration into the copy's task card, for the service")
     parser.set_defaults(handler=_export)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from rbft.models.export import export_model
 
-    print(export_model(arguments.folder, arguments.out, arguments.base))
+    calibration = None
+    if arguments.calibration is not None:
+        from rbft.evaluation.calibration import read_calibration
+
+        calibration = read_calibration(arguments.calibration).model_dump(mode="json")
+    print(export_model(arguments.folder, arguments.out, arguments.base, calibration))
 
 
 def _add_doctor(subparsers: Subparsers) -> None:

@@ -11,6 +11,7 @@
     │   ├── VideoFormatError        video_format     container, protocol or codec not on the allow-list
     │   ├── NoVideoStreamError      no_video_stream  audio or data only
     │   ├── VideoDecodeError        video_decode     truncated, corrupt, encrypted
+    │   ├── VideoTooLargeError      video_too_large  longer, or with more or larger frames, than is taken here
     │   ├── VideoTrimError          video_trim       start/end leave nothing of the clip
     │   ├── VideoTimeoutError       video_timeout    the decoder missed its deadline and was killed
     │   ├── VideoMemoryError        video_memory     the decoder passed its memory limit
@@ -30,7 +31,10 @@
     ├── JobError                    job              a job ended with too many bad rows, or cannot start
     └── ServiceError                service          the HTTP service failed, or cannot be reached
         ├── RequestError            request          the request is not one the service understands
+        ├── UnauthorizedError       unauthorized     no key of the service came with the request
+        ├── ClipExpiredError        clip_expired     no video of this id is kept, or not any more
         ├── UploadTooLargeError     upload_too_large the request body passes the service's limit
+        ├── UploadTimeoutError      upload_timeout   the request body did not come in time
         ├── OverloadedError         overloaded       too many requests wait already; try again later
         └── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
 
@@ -88,6 +92,10 @@ class NoVideoStreamError(VideoError):
 
 class VideoDecodeError(VideoError):
     code = "video_decode"
+
+
+class VideoTooLargeError(VideoError):
+    code = "video_too_large"
 
 
 class VideoTrimError(VideoError):
@@ -170,8 +178,20 @@ class RequestError(ServiceError):
     code = "request"
 
 
+class UnauthorizedError(ServiceError):
+    code = "unauthorized"
+
+
+class ClipExpiredError(ServiceError):
+    code = "clip_expired"
+
+
 class UploadTooLargeError(ServiceError):
     code = "upload_too_large"
+
+
+class UploadTimeoutError(ServiceError):
+    code = "upload_timeout"
 
 
 class OverloadedError(ServiceError):

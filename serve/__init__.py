@@ -2,7 +2,9 @@
 
     python -m serve --config configs/miniature.yaml
 
-The life of a request: `limits` counts its bytes and may make it wait, `app` lays the upload in a temporary file, `classifier` decodes it
-in a child process and asks the engine, `problems` turns whatever went wrong into a problem body. `deployment` puts all that into Ray
-Serve replicas, `model` finds the folder that answers, `__main__` starts and ends it.
+The life of a request: `envelope` gives it an id, `keys` asks who sends it, `limits` counts its bytes, `app` reads its form (`upload`), and
+`service` lets it wait its turn, has the video decoded in a child process and the engine asked (`classifier`), and keeps the decoded clip
+for a while (`clips`). `events` streams text while it is written, `presence` ends work that nobody waits for any more, `problems` turns
+whatever went wrong into a problem body. `deployment` puts all that into Ray Serve replicas, `model` finds the folder that answers,
+`__main__` starts and ends it.
 """

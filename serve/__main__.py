@@ -16,7 +16,8 @@ from types import FrameType
 from typing import NoReturn
 
 from rbft.config import RunConfig, load_config
-from rbft.errors import JobError, RBFTError
+from rbft.errors import ConfigError, JobError, RBFTError
+from rbft.keys import read_keys
 from serve.model import ModelSource, find_model
 
 
@@ -25,6 +26,8 @@ def main() -> int:
     try:
         overrides = arguments.set + ([f"serve.port={arguments.port}"] if arguments.port is not None else [])
         config = load_config(arguments.config, overrides)
+        if config.serve.keys is not None and not read_keys(config.serve.keys):
+            raise ConfigError(f"{config.serve.keys}: holds no key, so that nobody could ask; make one with `rbft keys add`")
         source = find_model(config, arguments.model)
         _serve(config, source)
     except RBFTError as error:
@@ -102,13 +105,14 @@ def free_port(host: str, port: int) -> int:
 
 def _welcome(config: RunConfig, port: int) -> str:
     url = f"http://{config.serve.host}:{port}"
+    curl = "curl" if config.serve.keys is None else 'curl -H "Authorization: Bearer $RBFT_KEY"'
     return "\n".join(
         [
             f"ready: {url} (Ctrl-C ends it)",
-            f"  curl {url}/v1/task",
-            f"  curl -F video=@clip.mp4 {url}/v1/classify",
-            f"  curl -F video=@clip.mp4 {url}/v1/rationale",
-            f"  {url}/docs describes the rest",
+            f"  {curl} {url}/v1/task",
+            f"  {curl} -F video=@clip.mp4 {url}/v1/classify",
+            f"  {curl} -F video=@clip.mp4 {url}/v1/rationale",
+            f"  {url}/openapi.json describes the rest",
         ]
     )
 

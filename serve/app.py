@@ -1,128 +1,159 @@
-"""The routes. No Ray and no engine here: whatever answers is a `Classifier`.
+"""The routes: from HTTP to `serve.service` and back. No Ray and no engine here.
 
-An upload lies in a temporary file of our naming while it is looked at and is gone when the answer is made; the client's file name is never
-used. Not covered: what an answer is made of (`serve.classifier`), how errors look (`serve.problems`).
+Not covered: what an answer is made of (`serve.classifier`), how errors look (`serve.problems`), who is let in (`serve.keys`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated
 
-from fastapi import FastAPI, File, Form, UploadFile
+from fastapi import APIRouter, FastAPI, File, Form, Request, Response, Security, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 
 from rbft import __version__
-from rbft.api import ClassifyAnswer, Health, Limits, ModelVersion, RationaleAnswer, TaskAnswer
+from rbft.api import ClassifyAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
 from rbft.config import ServeConfig
-from rbft.errors import RBFTError, RequestTimeoutError
-from rbft.task import Task
-from serve.limits import BodyLimit, Queue
-from serve.problems import answer_with_problems, described
+from rbft.keys import KeyRing
+from serve import events, examples
+from serve.envelope import Envelope
+from serve.keys import KeyGate
+from serve.limits import BodyLimit
+from serve.presence import while_connected
+from serve.problems import UPLOAD_STATUSES, answer_with_problems, described, described_of
+from serve.service import Asker, Classifier, Service
+from serve.upload import UploadRoute
+
+_TOLD_OF_LINEAGE = frozenset(
+    ("run", "system", "stage", "fingerprint", "base", "videos", "answers", "seed", "epochs", "num_items", "classes")
+)
+"""Of what a task card holds: no paths of the machine that trained it, no versions of what runs here."""
 
 MAX_CONTEXT_CHARACTERS = 8192
 """A long title and transcript; far below the context of the models."""
 
-Upload = Annotated[UploadFile, File(description="the video file")]
 Context = Annotated[str | None, Form(max_length=MAX_CONTEXT_CHARACTERS, description="text that comes with the video (title, transcript)")]
-Answer = TypeVar("Answer", ClassifyAnswer, RationaleAnswer)
+Threshold = Annotated[
+    float | None,
+    Form(gt=0, lt=1, description="with two labels: the probability of the task's second label from which on it is the answer"),
+]
+TopK = Annotated[int | None, Form(ge=1, description="how many of the probabilities are told, the highest first; all if left out")]
 
 
-class Classifier(Protocol):
-    """What answers. Methods raise `VideoError`, `EngineError` and, when it can answer no more, `EngineGoneError`."""
-
-    @property
-    def task(self) -> Task: ...
-
-    @property
-    def version(self) -> ModelVersion: ...
-
-    async def classify(self, path: Path, context: str | None) -> ClassifyAnswer: ...
-
-    async def rationale(self, path: Path, context: str | None) -> RationaleAnswer: ...
-
-    async def check_health(self) -> None: ...
-
-
-def build_app(classifier: Classifier, config: ServeConfig, max_running: int) -> FastAPI:
-    """The service around `classifier`, which sees at most `max_running` requests at once."""
-    app = FastAPI(title="RB-FT", version=__version__, summary="Video classification with reasons on demand")
-    app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes)
+def build_app(classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int) -> FastAPI:
+    """The service around `classifier`, which sees at most that many classifications and rationales at once."""
+    summary = "Video classification with reasons on demand"
+    # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
+    app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
+    # The last is the outermost: a request without a key is refused before a byte of its body is read.
+    app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes, timeout_s=config.body_timeout_s)
+    app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))
+    app.add_middleware(Envelope, model_version=classifier.version.fingerprint)
     answer_with_problems(app)
-    queue = Queue(max_running, config.max_queued_requests)
+    # For the description alone: `KeyGate` has looked at it by then.
+    needs_key = [Security(HTTPBearer(auto_error=False, description="a key of the service, where it has keys"))]
+    app.include_router(_uploads(Service(classifier, config, max_classifying, max_explaining)), dependencies=needs_key)
+    app.include_router(_about(classifier, config), dependencies=needs_key)
+    app.include_router(_health(classifier))
+    return app
 
-    async def answer(upload: UploadFile, ask: Callable[[Path], Awaitable[Answer]]) -> Answer:
-        started = time.perf_counter()
-        async with _received(upload) as path, _deadline(config.request_timeout_s), queue.turn() as queue_s:
-            reply = await ask(path)
-        timing_s = {"queue": queue_s, **reply.timing_s, "total": time.perf_counter() - started}
-        return reply.model_copy(update={"timing_s": timing_s})
 
-    @app.post("/v1/classify", responses=described(), summary="The label of a video")
-    async def classify(video: Upload, context: Context = None) -> ClassifyAnswer:
-        return await answer(video, lambda path: classifier.classify(path, context))
+def _uploads(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1", route_class=UploadRoute)
 
-    @app.post("/v1/rationale", responses=described(), summary="What the model sees in a video, under the task's headings")
-    async def rationale(video: Upload, context: Context = None) -> RationaleAnswer:
-        return await answer(video, lambda path: classifier.rationale(path, context))
+    @router.post("/classify", responses=described_of(examples.CLASSIFIED, *UPLOAD_STATUSES), summary="The label of a video")
+    async def classify(
+        request: Request,
+        video: Annotated[UploadFile, File(description="the video file")],
+        context: Context = None,
+        threshold: Threshold = None,
+        top_k: TopK = None,
+        with_rationale: Annotated[bool, Form(description="also say why, in the same answer")] = False,
+    ) -> ClassifyAnswer:
+        if threshold is not None and len(service.classifier.task.labels) != 2:
+            raise _invalid("threshold", "is for tasks with two labels, and this one has more; choose by the probabilities")
+        answer = service.classify(_asker(request), video, context, threshold=threshold, top_k=top_k, with_rationale=with_rationale)
+        return await while_connected(request.receive, answer)
 
-    @app.get("/v1/task", summary="Labels, prompts, model version and limits")
+    as_json_or_events = described_of(examples.EXPLAINED, *UPLOAD_STATUSES, 404)
+    as_json_or_events[200]["content"][events.MEDIA_TYPE] = {"schema": {"type": "string"}, "example": examples.STREAM}
+
+    @router.post(
+        "/rationale",
+        responses=as_json_or_events,
+        response_model=RationaleAnswer,
+        summary="What the model sees in a video, under the task's headings",
+        description="JSON, or with `Accept: text/event-stream` server-sent events: `start`, `text` as it is written, `end` or `problem`.",
+    )
+    async def rationale(
+        request: Request,
+        video: Annotated[UploadFile | None, File(description="the video file")] = None,
+        video_id: Annotated[str | None, Form(max_length=64, description="instead: that of a video classified a short while ago")] = None,
+        context: Context = None,
+    ) -> RationaleAnswer | Response:
+        if (video is None) == (video_id is None):
+            raise _invalid("video", "give either the file or the video_id of one classified before")
+        asker, source = _asker(request), video or video_id or ""
+        if events.MEDIA_TYPE not in request.headers.get("accept", ""):
+            return await while_connected(request.receive, service.explain(asker, source, context))
+        stream = events.EventStream(lambda say: service.explain(asker, source, context, say))
+        await while_connected(request.receive, stream.begin())
+        return stream
+
+    return router
+
+
+def _about(classifier: Classifier, config: ServeConfig) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/task", responses=described_of(examples.TASK, 401), summary="Labels, prompts, where the model comes from, limits")
     async def task() -> TaskAnswer:
-        about = classifier.task
+        about, spec = classifier.task, classifier.spec
         return TaskAnswer(
             name=about.name,
             labels=about.labels,
             question=about.question,
             rationale_prompt=about.rationale_prompt,
+            headings=tuple(dimension.heading for dimension in about.dimensions),
             model=classifier.version,
+            calibration=classifier.calibration,
+            lineage={name: value for name, value in classifier.lineage.items() if name in _TOLD_OF_LINEAGE},
+            sampled=Sampled(fps=spec.fps, max_frames=spec.max_frames, max_pixels=spec.max_pixels),
             limits=Limits(
                 max_upload_bytes=config.max_upload_bytes,
+                body_timeout_s=config.body_timeout_s,
+                max_duration_s=config.max_duration_s,
+                max_frames=config.max_frames,
+                max_frame_pixels=config.max_frame_pixels,
                 max_context_characters=MAX_CONTEXT_CHARACTERS,
                 request_timeout_s=config.request_timeout_s,
+                video_kept_s=config.clip_cache_s,
             ),
         )
 
-    @app.get("/healthz", summary="The process answers")
+    return router
+
+
+def _health(classifier: Classifier) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/healthz", summary="The process answers")
     async def healthz() -> Health:
         return Health()
 
-    @app.get("/readyz", summary="The engine answers")
+    @router.get("/readyz", responses=described(503), summary="The engine answers")
     async def readyz() -> Health:
         await classifier.check_health()
         return Health()
 
-    return app
+    return router
 
 
-@asynccontextmanager
-async def _received(upload: UploadFile) -> AsyncIterator[Path]:
-    """The upload as a file for as long as the context lasts. Errors that leave it name "the upload", not a path of this machine."""
-    with tempfile.TemporaryDirectory(prefix="rbft-upload-") as folder:
-        path = Path(folder) / "video"
-        await asyncio.to_thread(_copy, upload, path)
-        try:
-            yield path
-        except RBFTError as error:
-            raise type(error)(str(error).replace(str(path), "the upload")) from error
+def _asker(request: Request) -> Asker:
+    """Whose request it is, from what `serve.envelope` and `serve.keys` have left in its state."""
+    state = request.state
+    return Asker(request_id=state.request_id, owner=state.key.sha256, began=state.began)
 
 
-def _copy(upload: UploadFile, path: Path) -> None:
-    with path.open("wb") as target:
-        shutil.copyfileobj(upload.file, target, 1 << 20)
-
-
-@asynccontextmanager
-async def _deadline(timeout_s: float) -> AsyncIterator[None]:
-    deadline = asyncio.timeout(timeout_s)
-    try:
-        async with deadline:
-            yield
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise RequestTimeoutError(f"no answer within {timeout_s:g} s; send a shorter video or try again later") from None
+def _invalid(field: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": ("body", field), "msg": message, "type": "value_error"}])

@@ -1,23 +1,30 @@
-"""One model's answers about a video file: decode in a child process, ask the engine."""
+"""One model's answers about a video: decode in a child process, ask the engine."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
-from rbft.api import ClassifyAnswer, ModelVersion, RationaleAnswer, VideoFacts
-from rbft.engines.base import Engine, Sampling
+from rbft.api import CalibrationFacts, ClassifyAnswer, ModelVersion, RationaleAnswer
+from rbft.engines.base import Generated, Sampling, StreamingEngine
 from rbft.engines.labels import probabilities
-from rbft.records import Clip
+from rbft.errors import EngineError
+from rbft.evaluation.calibration import calibrate_one
+from rbft.rationales.gates import TEXT_GATES, check_rationale
+from rbft.records import Clip, Rationale, VideoSpec
 from rbft.task import Task
 from rbft.video.pool import DecodePool
+from serve.clips import Seen
 from serve.model import ServedModel
+from serve.service import facts
 
 
 class VideoClassifier:
-    """Owns an engine and the decoders beside it. See `serve.app.Classifier`."""
+    """Owns an engine and the decoders beside it. See `serve.service.Classifier`."""
 
-    def __init__(self, engine: Engine, decoders: DecodePool, model: ServedModel, sampling: Sampling) -> None:
+    def __init__(self, engine: StreamingEngine, decoders: DecodePool, model: ServedModel, sampling: Sampling) -> None:
         self._engine = engine
         self._decoders = decoders
         self._model = model
@@ -31,33 +38,58 @@ class VideoClassifier:
     def version(self) -> ModelVersion:
         return self._model.version
 
-    async def classify(self, path: Path, context: str | None) -> ClassifyAnswer:
-        """The likeliest label and the label likelihoods normalised over the labels, as evaluation computes them."""
-        clip, decode_s = await self._decode(path)
-        started = time.perf_counter()
-        by_label = probabilities(await self._engine.score(clip, self.task.question_messages(context), self.task.labels))
+    @property
+    def spec(self) -> VideoSpec:
+        return self._model.spec
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        return self._model.lineage
+
+    @property
+    def calibration(self) -> CalibrationFacts | None:
+        fitted = self._model.calibration
+        if fitted is None:
+            return None
+        return CalibrationFacts(temperature=fitted.temperature, threshold=fitted.threshold, num_clips=fitted.num_clips)
+
+    async def look(self, path: Path) -> Clip:
+        return await self._decoders.decode_async(str(path), self._model.spec)
+
+    async def classify(self, clip: Clip, context: str | None, threshold: float | None) -> ClassifyAnswer:
+        """The label likelihoods normalised over the labels, as evaluation computes and calibrates them."""
+        logprobs = await self._engine.score(clip, self.task.question_messages(context), self.task.labels)
+        calibration = self._model.calibration
+        if calibration is None:
+            by_label = probabilities(logprobs)
+            label = max(by_label, key=by_label.__getitem__)
+        else:
+            by_label, label = calibrate_one(logprobs, calibration)
+        if threshold is not None:
+            first, second = self.task.labels
+            label = second if by_label[second] >= threshold else first
         return ClassifyAnswer(
-            label=max(by_label, key=by_label.__getitem__),
-            probabilities=by_label,
+            label=label,
+            probabilities=dict(sorted(by_label.items(), key=lambda item: -item[1])),
+            threshold=calibration.threshold if threshold is None and calibration else threshold,
+            calibration=self.calibration,
             model=self.version,
-            video=_facts(clip),
-            timing_s={"decode": decode_s, "engine": time.perf_counter() - started},
+            video=facts(clip),
         )
 
-    async def rationale(self, path: Path, context: str | None) -> RationaleAnswer:
+    async def explain(self, seen: Seen) -> AsyncGenerator[str | RationaleAnswer, None]:
         """What the model writes when it is asked with the task's rationale prompt."""
-        clip, decode_s = await self._decode(path)
-        started = time.perf_counter()
-        written = await self._engine.generate(clip, self.task.rationale_messages(context), self._sampling)
-        return RationaleAnswer(
-            text=written.text,
-            sections=self.task.parse_sections(written.text),
-            finish_reason=written.finish_reason,
-            num_tokens=written.num_tokens,
-            model=self.version,
-            video=_facts(clip),
-            timing_s={"decode": decode_s, "engine": time.perf_counter() - started},
-        )
+        messages = self.task.rationale_messages(seen.context)
+        said, written = "", None
+        async with aclosing(self._engine.stream(seen.clip, messages, self._sampling)) as texts:
+            async for written in texts:
+                # Half a character, or a space that may turn out to be the last, is not said yet.
+                if written.text.startswith(said) and len(written.text) > len(said):
+                    yield written.text[len(said) :]
+                    said = written.text
+        if written is None:
+            raise EngineError("the engine ended without a text")
+        yield self._answer(seen, written)
 
     async def check_health(self) -> None:
         await self._engine.check_health()
@@ -67,11 +99,18 @@ class VideoClassifier:
         self._decoders.close()
         self._engine.close()
 
-    async def _decode(self, path: Path) -> tuple[Clip, float]:
-        started = time.perf_counter()
-        clip = await self._decoders.decode_async(str(path), self._model.spec)
-        return clip, time.perf_counter() - started
-
-
-def _facts(clip: Clip) -> VideoFacts:
-    return VideoFacts(num_frames=clip.num_frames, fps=clip.fps, duration_s=clip.source_duration_s)
+    def _answer(self, seen: Seen, written: Generated) -> RationaleAnswer:
+        rationale = Rationale(id="", sample=0, text=written.text, finish_reason=written.finish_reason)
+        failed = check_rationale(rationale, self.task, seen.label)
+        gates = [gate for gate in TEXT_GATES if seen.label is not None or gate != "agrees_with_label"]
+        return RationaleAnswer(
+            text=written.text,
+            sections=self.task.parse_sections(written.text),
+            gates={gate: gate not in failed for gate in gates},
+            finish_reason=written.finish_reason,
+            num_tokens=written.num_tokens,
+            num_prompt_tokens=written.num_prompt_tokens,
+            num_cached_tokens=written.num_cached_tokens,
+            model=self.version,
+            video=facts(seen.clip),
+        )

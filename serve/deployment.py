@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 
 from fastapi import FastAPI
@@ -28,15 +29,18 @@ class Replica:
     """One engine and its decoders, behind the routes. Serve builds it in a running event loop and replaces it when `check_health` fails."""
 
     def __init__(self, config: RunConfig, source: ModelSource) -> None:
+        _log_requests()
         # Heavy, and only a replica needs them: what deploys should not load an engine.
         from rbft.engines.vllm import VllmEngine
+        from rbft.video.limits import SourceLimits
         from rbft.video.pool import DecodePool
 
         self._config = config
         self._open = ExitStack()
         folder = self._open.enter_context(storage.local_folder(source.uri))
         model = open_model(source, folder, config)
-        decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes)
+        limits = SourceLimits(config.serve.max_duration_s, config.serve.max_frames, config.serve.max_frame_pixels)
+        decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes, limits)
         self._open.callback(decoders.close)
         engine = VllmEngine(config.model.model_copy(update={"path": str(folder)}), config.engine, model.spec, seed=config.seed)
         self._open.callback(engine.close)
@@ -44,7 +48,7 @@ class Replica:
         self._classifier = VideoClassifier(engine, decoders, model, sampling)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._classifier, self._config.serve, _max_running(self._config))
+        return build_app(self._classifier, self._config.serve, _max_classifying(self._config), _max_explaining(self._config))
 
     async def check_health(self) -> None:
         await self._classifier.check_health()
@@ -60,7 +64,7 @@ def deploy(config: RunConfig, source: ModelSource, port: int) -> None:
     Raises `JobError` with the reason if no replica starts. The host and port of a Serve that runs already stay as they are.
     """
     # The replica's own queue and time limit answer with problem bodies; Serve's stand behind them.
-    room = _max_running(config) + config.serve.max_queued_requests + _HEALTH_ROOM
+    room = _max_classifying(config) + _max_explaining(config) + 2 * config.serve.max_queued_requests + _HEALTH_ROOM
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="classifier",
@@ -76,7 +80,8 @@ def deploy(config: RunConfig, source: ModelSource, port: int) -> None:
         # A start that fails twice fails for a reason that a third will not mend.
         max_constructor_retry_count=2,
     )
-    serve.start(http_options={"host": config.serve.host, "port": port, "request_timeout_s": config.serve.request_timeout_s + 30})
+    timeout_s = config.serve.body_timeout_s + config.serve.request_timeout_s + 30
+    serve.start(http_options={"host": config.serve.host, "port": port, "request_timeout_s": timeout_s})
     try:
         serve.run(deployment.bind(config, source), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
@@ -91,6 +96,21 @@ def _reason(error: RuntimeError) -> str:
     return lines[-1] if lines else str(error)
 
 
-def _max_running(config: RunConfig) -> int:
+def _log_requests() -> None:
+    """Our lines go to the replica's stderr, which Ray keeps beside its other logs."""
+    ours = logging.getLogger("serve")
+    ours.setLevel(logging.INFO)
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        ours.addHandler(handler)
+
+
+def _max_classifying(config: RunConfig) -> int:
     # Twice what fits in an engine step: while one half is in the engine, the other is being decoded.
     return 2 * config.engine.max_num_seqs
+
+
+def _max_explaining(config: RunConfig) -> int:
+    # Half of a step: a rationale keeps its place in it for seconds, and classifications must find one.
+    return max(1, config.engine.max_num_seqs // 2)

@@ -14,43 +14,56 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rbft.errors import OverloadedError, RequestError, UploadTooLargeError
 from serve.problems import problem
 
+_CLOSE = {"Connection": "close"}
+"""With an answer to a body that was not read to its end: what still comes is no next request."""
+
 
 class BodyLimit:
-    """ASGI middleware: POST bodies are multipart and at most `max_bytes` long, whatever their headers say.
+    """ASGI middleware: POST bodies are multipart, at most `max_bytes` long, whatever their headers say, and there within `timeout_s`.
 
     Starlette's own RequestBodyLimitMiddleware does the counting too, but answers in plain text.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
         self._too_large = f"the request body is larger than {max_bytes} bytes; send a shorter or smaller video"
+        self._too_slow = f"the request body was not there within {timeout_s:g} s; send a smaller video, or over a better connection"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
             detail = "send multipart/form-data with the file in the field `video`, e.g. curl -F video=@clip.mp4"
             await problem(415, RequestError.code, detail)(scope, receive, send)
             return
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self.max_bytes:
-            await problem(413, UploadTooLargeError.code, self._too_large)(scope, receive, send)
+            await problem(413, UploadTooLargeError.code, self._too_large, _CLOSE)(scope, receive, send)
             return
         await self.app(scope, self._counted(receive), send)
 
     def _counted(self, receive: Receive) -> Receive:
-        num_bytes = 0
+        num_bytes, is_whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self.timeout_s
 
         async def receive_counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_whole
+            if is_whole:  # what comes now is that the client has gone, and that may take its time
+                return await receive()
+            # FastAPI lets no other exception than this through the reading of a body.
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, self._too_slow, _CLOSE) from None
             num_bytes += len(message.get("body", b""))
             if num_bytes > self.max_bytes:
-                # FastAPI lets no other exception than this through the reading of a body.
-                raise HTTPException(413, self._too_large)
+                raise HTTPException(413, self._too_large, _CLOSE)
+            is_whole = not message.get("more_body", False)
             return message
 
         return receive_counted

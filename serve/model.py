@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rbft import artifacts, storage
 from rbft.api import ModelVersion
 from rbft.config import RunConfig
-from rbft.errors import ArtifactError
+from rbft.errors import ArtifactError, ModelError
+from rbft.evaluation.calibration import Calibration, read_calibration
 from rbft.layout import RunLayout
 from rbft.model_folder import require_model_folder
-from rbft.models.load import TASK_CARD, read_card
+from rbft.models.load import TASK_CARD, read_card, read_card_calibration
 from rbft.records import VideoSpec
 from rbft.task import Task
 
@@ -25,6 +27,10 @@ class ModelSource:
     name: str
     has_card: bool
     """Whether task and video settings come from the folder's task card; else from the run's configuration."""
+    calibration: Calibration | None = None
+    """The one that the configuration names."""
+    calibration_of_run: Calibration | None = None
+    """The one that the run has for this very model; what its task card holds goes before it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,9 @@ class ServedModel:
     version: ModelVersion
     task: Task
     spec: VideoSpec
+    lineage: dict[str, Any]
+    """Of its task card; empty without one."""
+    calibration: Calibration | None = None
 
 
 def find_model(config: RunConfig, folder: str | None = None) -> ModelSource:
@@ -47,8 +56,12 @@ def find_model(config: RunConfig, folder: str | None = None) -> ModelSource:
         source = ModelSource(folder, name, has_card=storage.exists(f"{folder}/{TASK_CARD}"))
     elif config.serve.system == "zero-shot":
         source = ModelSource(config.model.path, f"{config.name}/zero-shot", has_card=False)
+        source = replace(source, calibration_of_run=_calibration_of_run(config, source.uri))
     else:
         source = ModelSource(_trained(config), f"{config.name}/{config.serve.system}", has_card=True)
+        source = replace(source, calibration_of_run=_calibration_of_run(config, source.uri))
+    if config.serve.calibration is not None:
+        source = replace(source, calibration=read_calibration(config.serve.calibration))
     if storage.is_local(source.uri):
         path = storage.local_path(source.uri)
         require_model_folder(path)
@@ -61,9 +74,41 @@ def find_model(config: RunConfig, folder: str | None = None) -> ModelSource:
 def open_model(source: ModelSource, folder: Path, config: RunConfig) -> ServedModel:
     """The model of `source`, whose local copy is `folder`; raises `ModelError`."""
     require_model_folder(folder)
-    task, spec = read_card(folder)[:2] if source.has_card else (config.task, config.video.spec())
+    task, spec, lineage = read_card(folder) if source.has_card else (config.task, config.video.spec(), {})
     version = ModelVersion(name=source.name, fingerprint=artifacts.model_fingerprint(folder))
-    return ServedModel(folder, version, task, spec)
+    calibration = source.calibration
+    if calibration is None and source.has_card and (fields := read_card_calibration(folder)) is not None:
+        calibration = Calibration.model_validate(fields)
+    calibration = calibration or source.calibration_of_run
+    if calibration is not None and calibration.labels != task.labels:
+        raise ModelError(
+            f"{folder}: its labels are {', '.join(task.labels)}, and the calibration is of {', '.join(calibration.labels)}; set "
+            "serve.calibration to its own"
+        )
+    return ServedModel(folder, version, task, spec, lineage, calibration)
+
+
+def _calibration_of_run(config: RunConfig, model: str) -> Calibration | None:
+    """What the run fitted for `model`; None if it fitted nothing, or that for a model which has been trained anew since."""
+    run_json = RunLayout(config.run_dir).run_json
+    artifact = storage.read_json(run_json).get("artifacts", {}) if storage.exists(run_json) else {}
+    folder = artifact.get(f"calibration/{config.serve.system}")
+    if folder is None:
+        return None
+    layout = RunLayout(config.run_dir)
+    folder = layout.calibration(config.serve.system, folder.rstrip("/").rpartition("/")[2])  # the run may have been moved
+    if not artifacts.is_complete(folder):
+        return None
+    fitted_on = artifacts.read_marker(folder)["lineage"].get("model")
+    is_same = fitted_on is not None and fitted_on == _fingerprint(model)
+    return read_calibration(f"{folder}/calibration.json") if is_same else None
+
+
+def _fingerprint(model: str) -> str:
+    if artifacts.is_complete(model):
+        return str(artifacts.read_marker(model)["fingerprint"])
+    with storage.local_folder(model) as folder:
+        return artifacts.model_fingerprint(folder)
 
 
 def _trained(config: RunConfig) -> str:

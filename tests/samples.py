@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -39,3 +41,30 @@ def write_video(path: Path, seconds: int = 4, seed: int = 0) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def write_jpeg_video(path: Path, sizes: Sequence[tuple[int, int]], gap_ms: int) -> Path:
+    """A video of grey JPEG frames of `sizes` (height, width), `gap_ms` apart, in the file `path`; returns `path`.
+
+    A frame of a size is encoded once, so that thousands of them cost nothing.
+    """
+    jpegs = {size: _jpeg(*size) for size in set(sizes)}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width = sizes[0]
+        stream.pix_fmt = "yuvj420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, size in enumerate(sizes):
+            packet = av.Packet(jpegs[size])
+            packet.stream, packet.time_base = stream, Fraction(1, 1000)
+            packet.pts = packet.dts = number * gap_ms
+            packet.is_keyframe = True
+            container.mux(packet)
+    return path
+
+
+def _jpeg(height: int, width: int) -> bytes:
+    codec = av.CodecContext.create("mjpeg", "w")
+    codec.height, codec.width, codec.pix_fmt, codec.time_base = height, width, "yuvj420p", Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 90, np.uint8), format="rgb24").reformat(format="yuvj420p")
+    return b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])

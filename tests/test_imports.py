@@ -18,12 +18,12 @@ LAYERS = (
     ("api", "errors", "records", "seeds"),
     ("systems", "task"),
     ("config",),
-    ("artifacts", "layout", "pages", "cores", "storage", "model_folder"),
+    ("artifacts", "keys", "layout", "pages", "cores", "storage", "model_folder"),
     ("attempts", "lease", "rows", "video"),
     ("data", "models"),
     ("engines",),
     ("rationales", "training", "evaluation", "baselines"),
-    ("client", "doctor", "plan", "review", "starter", "importing", "cli"),
+    ("client", "doctor", "plan", "review", "service_verbs", "starter", "importing", "cli"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

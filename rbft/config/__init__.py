@@ -16,7 +16,8 @@ from rbft.config.data import DataConfig, VideoConfig
 from rbft.config.engine import EngineConfig, GateName, GatesConfig, GenerationConfig, ModelConfig, OpenAIServerConfig, TeacherConfig
 from rbft.config.load import dump_config, load_config, load_task
 from rbft.config.looking import AttentionConfig, MaskingConfig
-from rbft.config.run import EvaluationConfig, RunConfig, ServeConfig
+from rbft.config.run import EvaluationConfig, RunConfig
+from rbft.config.serve import ServeConfig, is_loopback
 from rbft.config.training import LoraConfig, ModelPart, OptimiserConfig, StageOptimisers, TrainingConfig, ValidationConfig
 from rbft.config.video_classifiers import VideoClassifierConfig
 
@@ -44,6 +45,7 @@ __all__ = [
     "VideoClassifierConfig",
     "VideoConfig",
     "dump_config",
+    "is_loopback",
     "load_config",
     "load_task",
 ]

@@ -57,6 +57,7 @@ _PATH_KEYS = {
     ("evaluation", "masking"): ("boxes",),
     ("evaluation",): ("api_cache", "attributes"),
     ("evaluation", "video_classifiers"): ("path",),
+    ("serve",): ("calibration", "keys"),
 }
 
 

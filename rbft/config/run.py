@@ -11,6 +11,7 @@ from rbft.config.data import DataConfig, VideoConfig
 from rbft.config.engine import EngineConfig, GatesConfig, GenerationConfig, ModelConfig, TeacherConfig
 from rbft.config.looking import AttentionConfig, MaskingConfig
 from rbft.config.section import Section
+from rbft.config.serve import ServeConfig
 from rbft.config.training import TrainingConfig
 from rbft.config.video_classifiers import VideoClassifierConfig
 from rbft.systems import DEFAULT_SYSTEMS, SystemName, parse_system, parse_systems
@@ -93,17 +94,6 @@ class EvaluationConfig(Section):
     def needs_rationales(self) -> bool:
         """Whether a system learns from rationales that the base model writes."""
         return any(system.rationales in ("own", "shuffled") for system in parse_systems(self.systems))
-
-
-class ServeConfig(Section):
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65_535)
-    system: SystemName = "rb-ft"
-    """Whose model answers."""
-    num_replicas: int = Field(1, gt=0)
-    max_upload_bytes: int = Field(64 << 20, gt=0)
-    request_timeout_s: float = Field(120.0, gt=0)
-    max_queued_requests: int = Field(64, gt=0)
 
 
 class RunConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,9 @@ class Generated:
     num_tokens: int
     """Generated tokens, the end token among them."""
     finish_reason: str
-    """"stop" (the end token) or "length" (`max_new_tokens`)."""
+    """"stop" (the end token) or "length" (`max_new_tokens`); "" while it is being written."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that the engine had in its prefix cache, as far as it tells."""
 
 
 @dataclass(frozen=True)
@@ -63,4 +65,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds; idempotent."""
+        ...
+
+
+class StreamingEngine(Engine, Protocol):
+    """An engine whose text can be read while it is written."""
+
+    def stream(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Generated, None]:
+        """The text so far, again and again, each a continuation of the one before; the last is what `generate` gives.
+
+        Closing the generator, or cancelling who waits for it, ends the request in the engine.
+        """
         ...

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -57,6 +57,10 @@ class HFEngine:
         request = await self._ask(clip, messages, (), sampling)
         assert request.generated is not None
         return request.generated
+
+    async def stream(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Generated, None]:
+        """In one piece: its batches are written to their end before anything is read."""
+        yield await self.generate(clip, messages, sampling)
 
     async def score(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str]) -> dict[str, float]:
         return (await self._ask(clip, messages, labels, None)).logprobs

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from rbft.config import EngineConfig, ModelConfig
@@ -24,12 +25,16 @@ from rbft.task import Message
 _MAX_READ = 128
 """Tokens whose log-probabilities one request may ask for (`vllm.sampling_params.MAX_LOGPROB_TOKEN_IDS`)."""
 
+_SAME_VIDEO, _LABELS, _TEXT = -1, 0, 1
+"""Priorities of requests, the lower one first; what waits longer goes first among equals. Of a video whose labels are being read what is
+left goes before other videos, while the caches hold what was computed of it; labels go before text, which takes long."""
+
 _Reads = dict[Prefix, dict[int, float]]
 """Node -> token -> log-probability."""
 
 
 class VllmEngine:
-    """Owns one `AsyncLLM`; must be built and used in a running event loop. See `rbft.engines.base.Engine`."""
+    """Owns one `AsyncLLM`; must be built and used in a running event loop. See `rbft.engines.base.StreamingEngine`."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig, spec: VideoSpec, seed: int = 0) -> None:
         require_model_folder(model.path)
@@ -52,12 +57,14 @@ class VllmEngine:
             raise EngineGoneError(f"{model.path}: vLLM cannot start: {_one_line(error)}") from error
 
     async def generate(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> Generated:
-        params = self._params(
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            seed=sampling.seed if sampling.temperature > 0 else None,
-        )
-        return self._generated(await self._run(await self._render(self.adapter.vllm_prompt(clip, messages)), params))
+        rendered = await self._render(self.adapter.vllm_prompt(clip, messages))
+        return self._generated(await self._run(rendered, self._text_params(sampling), _TEXT))
+
+    async def stream(self, clip: Clip, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Generated, None]:
+        rendered = await self._render(self.adapter.vllm_prompt(clip, messages))
+        async with aclosing(self._results(rendered, self._text_params(sampling, streamed=True), _TEXT)) as results:
+            async for result in results:
+                yield self._generated(result)
 
     async def score(self, clip: Clip, messages: Sequence[Message], labels: Sequence[str]) -> dict[str, float]:
         return (await self._score(clip, messages, labels, None))[0]
@@ -94,11 +101,10 @@ class VllmEngine:
 
     async def _walk_on(self, prompt: dict[str, Any], tree: dict[Prefix, list[int]], node: Prefix) -> tuple[_Reads, Any]:
         rendered = await self._render(prompt | {"prompt_token_ids": [*prompt["prompt_token_ids"], *node]})
-        # Before any video that waits: until then the caches hold what was computed of this one.
-        return await self._walk(rendered, tree, node, priority=-1)
+        return await self._walk(rendered, tree, node, priority=_SAME_VIDEO)
 
     async def _walk(
-        self, rendered: Any, tree: dict[Prefix, list[int]], node: Prefix, max_new_tokens: int | None = None, priority: int = 0
+        self, rendered: Any, tree: dict[Prefix, list[int]], node: Prefix, max_new_tokens: int | None = None, priority: int = _LABELS
     ) -> tuple[_Reads, Any]:
         """Write greedily after the prompt that ends with `node`: the reads of `node` and of those below that the text goes through, and the
         request."""
@@ -116,20 +122,27 @@ class VllmEngine:
             raise EngineError("the engine gave no log-probabilities of the labels' tokens")
         return reads, result
 
-    def _params(self, **settings: Any) -> Any:
+    def _text_params(self, sampling: Sampling, *, streamed: bool = False) -> Any:
+        seed = sampling.seed if sampling.temperature > 0 else None
+        return self._params(streamed=streamed, max_tokens=sampling.max_new_tokens, temperature=sampling.temperature, seed=seed)
+
+    def _params(self, *, streamed: bool = False, **settings: Any) -> Any:
+        """A stream has vLLM's own detokeniser, which goes on from where it was: decoding all tokens again and again would cost their
+        square."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        stop = [self.adapter.end_token_id]
-        return SamplingParams(**settings, stop_token_ids=stop, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+        kind = RequestOutputKind.CUMULATIVE if streamed else RequestOutputKind.FINAL_ONLY
+        return SamplingParams(**settings, stop_token_ids=[self.adapter.end_token_id], detokenize=streamed, output_kind=kind)
 
     def _generated(self, result: Any) -> Generated:
         output = result.outputs[0]
         return Generated(
-            text=self.adapter.decode(output.token_ids),
+            text=self.adapter.decode(output.token_ids) if result.finished else output.text.strip(),
             num_prompt_tokens=len(result.prompt_token_ids),
             num_tokens=len(output.token_ids),
-            finish_reason=output.finish_reason,
+            finish_reason=output.finish_reason or "",
+            num_cached_tokens=result.num_cached_tokens or 0,
         )
 
     async def _render(self, prompt: dict[str, Any]) -> Any:
@@ -140,19 +153,29 @@ class VllmEngine:
             raise EngineError(f"the engine refused the request: {_one_line(error)}") from error
         return rendered
 
-    async def _run(self, rendered: Any, params: Any, priority: int = 0) -> Any:
+    async def _run(self, rendered: Any, params: Any, priority: int) -> Any:
+        """The last result."""
+        result = None
+        async with aclosing(self._results(rendered, params, priority)) as results:
+            async for latest in results:
+                result = latest
+        return result
+
+    async def _results(self, rendered: Any, params: Any, priority: int) -> AsyncGenerator[Any, None]:
+        """vLLM's results as they grow, at least one."""
         result = None
         try:
-            stream: AsyncIterator[Any] = self._llm.generate(rendered, params, request_id=uuid.uuid4().hex, priority=priority)
-            async for output in stream:
-                result = output
+            # Closed on the way out, however that is: then vLLM aborts a request that is not finished.
+            async with aclosing(self._llm.generate(rendered, params, request_id=uuid.uuid4().hex, priority=priority)) as stream:
+                async for result in stream:
+                    if result.outputs:
+                        yield result
         except self._dead_error as error:
             raise EngineGoneError(f"the engine died: {_one_line(error)}") from error
         except ValueError as error:
             raise EngineError(f"the engine refused the request: {_one_line(error)}") from error
         if result is None or not result.outputs:
             raise EngineError("the engine gave no output for the request")
-        return result
 
 
 def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdapter, seed: int = 0) -> dict[str, Any]:

@@ -7,14 +7,15 @@ probability of the second label from which on it is answered, the one with the b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from rbft.errors import DataError
+from rbft import storage
+from rbft.errors import ArtifactError, DataError
 from rbft.evaluation.probabilities import probability_matrix
 from rbft.records import Example, Prediction
 
@@ -73,6 +74,23 @@ def fit_calibration(predictions: Sequence[Prediction], examples: Sequence[Exampl
 def apply_calibration(predictions: Sequence[Prediction], calibration: Calibration) -> list[Prediction]:
     """The predictions with tempered probabilities, answered by the threshold or the likeliest label; those without any stay as they are."""
     return [_apply(row, calibration) if row.probabilities else row for row in predictions]
+
+
+def calibrate_one(logprobs: Mapping[str, float], calibration: Calibration) -> tuple[dict[str, float], str]:
+    """Probabilities and answer for one video, from the labels' log-likelihoods, as `apply_calibration` gives them."""
+    row = _apply(Prediction("", None, None, dict(logprobs), dict(logprobs)), calibration)
+    assert row.predicted is not None
+    return row.probabilities, row.predicted
+
+
+def read_calibration(uri: str) -> Calibration:
+    """The calibration in the JSON file `uri`, on any pyarrow filesystem; raises `ArtifactError` if it holds none."""
+    try:
+        return Calibration.model_validate(storage.read_json(uri))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{uri}: no calibration can be read from it ({' '.join(str(error).split())[:200]}); `rbft predictions calibrate` writes one"
+        ) from None
 
 
 def _apply(row: Prediction, calibration: Calibration) -> Prediction:

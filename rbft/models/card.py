@@ -131,6 +131,7 @@ def _cell(value: Any) -> str:
 _LIMITS = """## Intended use and limits
 
 For sorting videos like those it was trained on, with a person to decide where a mistake would cost something. It knows the classes above
-and no others, and answers one of them about any video. Its probabilities are the shares of the labels' likelihoods and are not calibrated.
-What it writes in explanation is text that resembles its training data, and no proof of what it saw. Other cameras, places, lengths and
-resolutions than the training data's have to be tested first. The licence and terms of the base model and of the videos hold for it too."""
+and no others, and answers one of them about any video. Its probabilities are the shares of the labels' likelihoods, and calibrated only
+where `rbft.json` has a calibration. What it writes in explanation is text that resembles its training data, and no proof of what it saw.
+Other cameras, places, lengths and resolutions than the training data's have to be tested first. The licence and terms of the base model
+and of the videos hold for it too."""

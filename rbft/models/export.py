@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rbft import artifacts, storage
 from rbft.errors import ArtifactError, ModelError
 from rbft.model_folder import require_model_folder
+from rbft.models.load import TASK_CARD, read_card
 
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def export_model(source: str, target: str, base: str | None = None) -> str:
+def export_model(source: str, target: str, base: str | None = None, calibration: Mapping[str, Any] | None = None) -> str:
     """Copy the model folder `source`, or merge the adapter folder `source`, to `target`; what was done, in words.
 
-    `base` is where the adapter's base model is now, if not where it was in training. Raises `ModelError` if a folder is no model or the
-    base is another one than the adapter was trained on, `ArtifactError` if bytes have changed or `target` holds something.
+    `base` is where the adapter's base model is now, if not where it was in training. `calibration`, the fields of a
+    `rbft.evaluation.calibration.Calibration`, goes into the task card of `target`, where the service finds it. Raises `ModelError` if a
+    folder is no model, the base is not the one that the adapter was trained on or the calibration is of other labels, and `ArtifactError`
+    if bytes have changed or `target` holds something.
     """
     folder = Path(source)
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
@@ -34,19 +38,29 @@ def export_model(source: str, target: str, base: str | None = None) -> str:
         if not (folder / "config.json").is_file() and (folder / "final").is_dir():
             raise ModelError(f"{source}: is a stage, not a model; give {folder / 'final'}, or {folder / 'adapter'} if it has one")
         require_model_folder(folder)
+    if calibration is not None:
+        _check_labels(folder, calibration)
     artifacts.verify(folder)
     marker = artifacts.read_marker(source)
     _require_free(target, marker["fingerprint"])
     if not is_adapter:
         storage.make_folder(target)
-        for name in marker["parts"]:  # The source's marker stays behind: the target's is written last.
+        parts = dict(marker["parts"])
+        for name in parts:  # The source's marker stays behind: the target's is written last.
             storage.upload_folder(folder / name, f"{target}/{name}")
-        _mark(target, marker["fingerprint"], marker["parts"], marker["lineage"])
+        if calibration is not None:
+            with tempfile.TemporaryDirectory(prefix="rbft-export-") as changed:
+                _write_calibrated_card(folder, Path(changed), calibration)
+                parts |= artifacts.folder_hashes(Path(changed))
+                storage.upload_folder(Path(changed) / TASK_CARD, f"{target}/{TASK_CARD}")
+        _mark(target, marker["fingerprint"], parts, marker["lineage"])
         return f"copied {len(marker['parts'])} files of {source} to {target}"
     base = base or str(json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
     _check_base(folder, base, marker["lineage"].get("base"))
     with tempfile.TemporaryDirectory(prefix="rbft-export-", dir=_beside(target)) as merged:
         _write_merged(folder, base, Path(merged))
+        if calibration is not None:
+            _write_calibrated_card(folder, Path(merged), calibration)
         parts = artifacts.folder_hashes(Path(merged))
         storage.make_folder(target)
         storage.upload_folder(Path(merged), target)
@@ -82,6 +96,19 @@ def _check_base(adapter: Path, base: str, expected: str | None) -> None:
         )
 
 
+def _check_labels(folder: Path, calibration: Mapping[str, Any]) -> None:
+    labels = read_card(folder)[0].labels
+    if tuple(calibration["labels"]) != labels:
+        raise ModelError(
+            f"{folder}: is a model of {', '.join(labels)}, and the calibration is of {', '.join(calibration['labels'])}; give its own"
+        )
+
+
+def _write_calibrated_card(folder: Path, target: Path, calibration: Mapping[str, Any]) -> None:
+    card = json.loads((folder / TASK_CARD).read_text()) | {"calibration": dict(calibration)}
+    (target / TASK_CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
 def _beside(target: str) -> Path | None:
     """Where whole weights may lie for a while: on the target's disk, as there may be no room in /tmp."""
     if not storage.is_local(target):
@@ -95,7 +122,7 @@ def _write_merged(adapter: Path, base: str, folder: Path) -> None:
     from transformers import AutoProcessor
 
     from rbft.models.adapters import merge_adapter
-    from rbft.models.load import TASK_CARD, save_model
+    from rbft.models.load import save_model
 
     model = merge_adapter(adapter, base)
     save_model(

@@ -1,7 +1,7 @@
 """Loading and saving model folders, and the task card inside them.
 
 A model folder is self-contained: transformers and vLLM load it, and `rbft.json`, the task card, holds what else serving needs (labels,
-prompts, video settings, lineage).
+prompts, video settings, lineage; and a calibration, if `rbft export --calibration` put one there).
 """
 
 from __future__ import annotations
@@ -68,6 +68,15 @@ def save_model(model: Any, weights: dict[str, Any], processor: Any, folder: Path
     model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     (folder / TASK_CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_card_calibration(folder: str | Path) -> dict[str, Any] | None:
+    """The fields of the `rbft.evaluation.calibration.Calibration` in the task card of the model in `folder`; None if it has none."""
+    try:
+        found: dict[str, Any] | None = json.loads((Path(folder) / TASK_CARD).read_text()).get("calibration")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}/{TASK_CARD}: no task card can be read from it ({error})") from None
+    return found
 
 
 def make_card(task: Task, spec: VideoSpec, lineage: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The child process that decodes: one request a line on stdin, messages on stdout. Started by `rbft.video.pool`, never by hand.
 
 A message is a 4-byte big-endian length, that many bytes of JSON (`kind` and its fields), and, for a clip, its pixels as raw bytes:
-    ready       it can take requests
+    ready       it can take requests; `unconfined` says why `rbft.video.confine` cannot hold it here, None if it does
     backend     decoder `backend` starts now
     log         `level`, `message`, to be logged by the parent
     clip        the fields of `Clip`, `shape`; then the pixels
@@ -37,13 +37,17 @@ def main() -> None:
     messages = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
+    from rbft.video.confine import forbid_calls
+
+    unconfined = forbid_calls()  # before libraries are loaded, whose threads would stay free of it
     from rbft.video.decode import decode  # loaded now, so that a request pays for decoding only
+    from rbft.video.limits import SourceLimits
 
     # Private writable memory. The address space would count what is only reserved, too: thread stacks, arenas, mapped libraries.
     resource.setrlimit(resource.RLIMIT_DATA, (memory_limit_bytes, memory_limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _forward_logs(messages)
-    send(messages, "ready")
+    send(messages, "ready", unconfined=unconfined)
     for line in sys.stdin.buffer:
         request = json.loads(line)
         try:
@@ -54,6 +58,7 @@ def main() -> None:
                 request["end_s"],
                 announce=lambda backend: send(messages, "backend", backend=backend),
                 num_threads=request["num_threads"],
+                limits=SourceLimits(**request["limits"]),
             )
         except VideoError as error:
             send(messages, "error", code=error.code, message=str(error))

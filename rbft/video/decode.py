@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rbft.errors import VideoDecodeError, VideoMemoryError
+from rbft.errors import VideoDecodeError, VideoMemoryError, VideoTooLargeError
 from rbft.records import Clip, VideoSpec
 from rbft.video import frames_decord, frames_pyav
 from rbft.video.index import open_index
+from rbft.video.limits import NO_LIMITS, SourceLimits
 from rbft.video.pixels import Fit
 from rbft.video.probe import probe
 from rbft.video.sampling import fit_size, sample_times, trim
@@ -33,6 +34,7 @@ def decode(
     end_s: float | None = None,
     announce: Callable[[str], None] = lambda backend: None,
     num_threads: int = 1,
+    limits: SourceLimits = NO_LIMITS,
 ) -> Clip:
     """The clip from `start_s` to `end_s` of the local file `path`, sampled by `spec`: for each sample time, the frame on the screen then
     (the last at or before it).
@@ -40,20 +42,20 @@ def decode(
     Times count from the first frame of the video. `announce` is told the decoder's name before it starts, so that a watcher knows whom a
     hang belongs to. `spec.backend` "auto" is PyAV: `benchmarks/results/decode.md` has no case in which decord is quicker, and it reads what
     decord cannot. The clip of a sound video does not depend on `num_threads`, which decord ignores. Raises a `VideoError`, the
-    most specific one.
+    most specific one: `VideoTooLargeError` as soon as the video is seen to pass `limits`.
     """
     backend = "pyav" if spec.backend == "auto" else spec.backend
     try:
         if backend == "decord":
             frames_decord.refuse_unsafe(path, probe(path))
-        with open_index(path) as (opened, index):
+        with open_index(path, limits) as (opened, index):
             samples = sample_times(index.duration_s, start_s, end_s, spec)
             if samples.is_capped:
                 logger.warning(
                     "frames capped video=%s wanted=%d taken=%d fps=%.4g", path, samples.num_wanted, len(samples.times_s), samples.fps
                 )
             distinct, place = np.unique(index.at(samples.times_s, trim(index.duration_s, start_s, end_s)[1]), return_inverse=True)
-            fit = _same_size(spec)
+            fit = _same_size(spec, limits)
             announce(backend)
             if backend == "decord":
                 frames = frames_decord.read_frames(path, index, distinct, fit)
@@ -61,6 +63,8 @@ def decode(
                 frames = frames_pyav.read_frames(path, opened, index, distinct, fit, num_threads)
             times_s, frames_THWC = _collect(frames, place)
             lost = np.abs(times_s - index.times_s[distinct]) > 1 / samples.fps
+    except VideoTooLargeError as error:
+        raise VideoTooLargeError(f"{path}: {error}") from None
     except MemoryError:
         raise VideoMemoryError(f"{path}: decoding needs more memory than the decoder may have; raise video.memory_limit_bytes") from None
     if lost.mean() > _MAX_SHARE_LOST:
@@ -75,11 +79,12 @@ def decode(
     )
 
 
-def _same_size(spec: VideoSpec) -> Fit:
-    """Fits the first frame by `spec` and makes the others as large: a stream may change its size on the way."""
+def _same_size(spec: VideoSpec, limits: SourceLimits) -> Fit:
+    """Fits the first frame by `spec` and makes the others as large: a stream may change its size on the way, and pass `limits` there."""
     fitted: list[tuple[int, int]] = []
 
     def fit(height: int, width: int) -> tuple[int, int]:
+        limits.check_size(height, width)
         if not fitted:
             fitted.append(fit_size(height, width, spec))
         return fitted[0]

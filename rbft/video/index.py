@@ -18,6 +18,7 @@ import av
 import numpy as np
 
 from rbft.errors import VideoDecodeError
+from rbft.video.limits import NO_LIMITS, SourceLimits
 from rbft.video.probe import open_video, reason_of
 
 logger = logging.getLogger(__name__)
@@ -104,9 +105,12 @@ class Opened:
 
 
 @contextmanager
-def open_index(path: str | Path) -> Iterator[tuple[Opened, FrameIndex]]:
-    """The opened video at `path` and its index. Raises as `rbft.video.probe.probe` does; `VideoDecodeError` if the file is cut short."""
-    with open_video(path) as (container, stream):
+def open_index(path: str | Path, limits: SourceLimits = NO_LIMITS) -> Iterator[tuple[Opened, FrameIndex]]:
+    """The opened video at `path` and its index, read no further than `limits` allow.
+
+    Raises as `rbft.video.probe.open_video` does; `VideoDecodeError` if the file is cut short.
+    """
+    with open_video(path, limits) as (container, stream):
         video, kept, num_kept_bytes = [], [], 0
         ends = [0] * len(container.streams)  # in each stream's own units
         for packet in read_packets(container):
@@ -115,13 +119,16 @@ def open_index(path: str | Path) -> Iterator[tuple[Opened, FrameIndex]]:
                 ends[packet.stream_index] = max(ends[packet.stream_index], pts + duration)
             if packet.stream_index == stream.index:
                 video.append((pts, duration, packet.is_keyframe, not packet.is_discard))
+                limits.check_frames(len(video))
                 num_kept_bytes += packet.size
                 if num_kept_bytes <= _MAX_KEPT_BYTES:
                     kept.append(packet)
         ends_s = [float(end * any_stream.time_base) for end, any_stream in zip(ends, container.streams, strict=True) if end]
         _check_whole(path, container, max(ends_s, default=0.0))
         opened = Opened(stream, kept if len(kept) == len(video) else None)
-        yield opened, _index_of(path, container, stream, video)
+        index = _index_of(path, container, stream, video)
+        limits.check_duration(index.duration_s)
+        yield opened, index
 
 
 def read_index(path: str | Path) -> FrameIndex:

@@ -34,6 +34,8 @@ from rbft.errors import DecoderCrashError, VideoError, VideoMemoryError, VideoTi
 from rbft.records import Clip, VideoSpec
 from rbft.storage import local_copy
 from rbft.video.child import LENGTH
+from rbft.video.confine import child_environment
+from rbft.video.limits import NO_LIMITS, SourceLimits
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +59,14 @@ class DecodePool:
     A context manager; children start when first needed and end with `close` or with this process, however it ends.
     """
 
-    def __init__(self, num_workers: int = 2, timeout_s: float = 60.0, memory_limit_bytes: int = 4 << 30) -> None:
+    def __init__(
+        self, num_workers: int = 2, timeout_s: float = 60.0, memory_limit_bytes: int = 4 << 30, limits: SourceLimits = NO_LIMITS
+    ) -> None:
         self.timeout_s = timeout_s
         """For one video."""
         self.memory_limit_bytes = memory_limit_bytes
         """Private memory of one child."""
+        self._limits = limits
         # As many threads as children, each with its own: videos are taken in the order they came. The threads live as long as the pool,
         # and must: a child that is to die with its parent dies with the *thread* that started it.
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="rbft-decode")
@@ -103,7 +108,7 @@ class DecodePool:
 
     def _decode(self, uri: str | Path, spec: VideoSpec, start_s: float | None, end_s: float | None) -> Clip:
         with local_copy(str(uri)) as path:
-            request = {"path": str(path), "spec": asdict(spec), "start_s": start_s, "end_s": end_s}
+            request = {"path": str(path), "spec": asdict(spec), "start_s": start_s, "end_s": end_s, "limits": asdict(self._limits)}
             try:
                 with self._lent_threads() as num_threads:
                     return self._child().decode(request | {"num_threads": num_threads}, self.timeout_s)
@@ -146,7 +151,7 @@ class _Child:
     """One child process and its two pipes. One thread at a time uses it; `kill` may come from any."""
 
     def __init__(self, memory_limit_bytes: int) -> None:
-        environment = dict(os.environ)
+        environment = child_environment(os.environ)
         # The child finds this very rbft, however its parent found it, and nothing in the folder it happens to start in (-P).
         root = str(Path(rbft.__file__).parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
@@ -184,10 +189,12 @@ class _Child:
     def wait_until_ready(self) -> None:
         """Raise `DecoderCrashError` if the child cannot start: the installation is at fault, not a video."""
         try:
-            self._read_message(time.monotonic() + _START_TIMEOUT_S)
+            ready = self._read_message(time.monotonic() + _START_TIMEOUT_S)
         except (TimeoutError, EOFError, ValueError) as error:
             self.kill()
             raise DecoderCrashError(f"the decoder process cannot start ({error}); its stderr says why, `rbft doctor` may too") from None
+        if ready.get("unconfined"):
+            logger.warning("decoder processes may open sockets: %s", ready["unconfined"])
 
     def decode(self, request: dict[str, Any], timeout_s: float) -> Clip:
         """The clip that the child makes of `request`, or the `VideoError`. After a timeout or a crash the child is gone."""

@@ -26,6 +26,7 @@ from rbft.errors import (
     VideoMemoryError,
     VideoMissingError,
 )
+from rbft.video.limits import NO_LIMITS, SourceLimits
 
 FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "avi", "flv", "gif", "mpeg", "mpegts", "ogg")
 """FFmpeg's names of the containers we open. None of them refers to other files, except MOV's data references, which FFmpeg leaves off."""
@@ -111,8 +112,11 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 @contextmanager
-def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """The opened container and its best video stream (PyAV), one decoding thread, allow-lists checked. Raises as `probe` does."""
+def open_video(path: str | Path, limits: SourceLimits = NO_LIMITS) -> Iterator[tuple[Any, Any]]:
+    """The opened container and its best video stream (PyAV), one decoding thread, allow-lists checked, and `limits` against its header.
+
+    Raises as `probe` does, and `VideoTooLargeError`.
+    """
     location = os.path.abspath(path)
     _check_file(location)
     # The prefix, because a name like "concat:a|b" is a protocol to FFmpeg.
@@ -132,6 +136,9 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
         codec = stream.codec.canonical_name if stream.codec_context is not None else "unknown"
         if codec not in CODECS:
             raise VideoFormatError(f"{location}: codec {codec} is not one we decode ({', '.join(sorted(CODECS))}); re-encode it as H.264")
+        limits.check_size(stream.height, stream.width)
+        limits.check_frames(stream.frames)
+        limits.check_duration((container.duration or 0) / av.time_base)
         stream.codec_context.thread_count = 1  # parallelism is the pool's: one decode, one core
         yield container, stream
 

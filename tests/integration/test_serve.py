@@ -11,14 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from rbft import errors
+from rbft.api import RationaleAnswer, RationaleStart, TextPiece
 from rbft.client import Client
 from rbft.config import RunConfig, load_config
 from rbft.engines.hf import HFEngine
 from rbft.engines.labels import probabilities
+from rbft.keys import add_key
 from rbft.video.pool import DecodePool
 from tests.integration.conftest import RayCluster
 from tests.serve.samples import write_clip
@@ -31,7 +34,7 @@ LIMIT = "serve.max_upload_bytes=1000000"
 
 @pytest.fixture(scope="module")
 def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clips") / "square.mp4")
+    return write_clip(tmp_path_factory.mktemp("clips") / "square.mp4", seconds=8)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +43,11 @@ def config(repository: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster: RayCluster, repository: Path, miniature_model: Path) -> Iterator[Client]:
-    """A client of the service that the command deployed on the cluster."""
-    with served(repository, miniature_model, os.environ | ray_cluster.environment) as (_, client):
+def client(ray_cluster: RayCluster, repository: Path, miniature_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client, with its key, of the service that the command deployed on the cluster."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
+    key = add_key(keys, "tests")
+    with served(repository, miniature_model, os.environ | ray_cluster.environment, keys, key) as (_, client):
         yield client
 
 
@@ -52,9 +57,12 @@ def without_cluster() -> dict[str, str]:
 
 
 @contextmanager
-def served(repository: Path, model: Path, environment: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[str], Client]]:
-    """`python -m serve` with `model`, once it is ready; interrupted at the end."""
+def served(
+    repository: Path, model: Path, environment: Mapping[str, str], keys: Path | None = None, key: str | None = None
+) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """`python -m serve` with `model`, once it is ready, and a client with `key`; interrupted at the end."""
     command = [sys.executable, "-m", "serve", "--config", "configs/miniature.yaml", "--set", LIMIT, "--model", str(model), "--port", "0"]
+    command += ["--set", f"serve.keys={keys}"] if keys is not None else []
     process = subprocess.Popen(command, cwd=repository, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said = []
@@ -65,7 +73,7 @@ def served(repository: Path, model: Path, environment: Mapping[str, str]) -> Ite
     else:
         raise AssertionError("".join(said))
     try:
-        with Client(said[-1].split()[1]) as client:
+        with Client(said[-1].split()[1], key) as client:
             yield process, client
     finally:
         if process.poll() is None:
@@ -91,6 +99,32 @@ def test_an_uploaded_clip_gets_the_probabilities_of_evaluation(
 def test_a_rationale_comes_with_its_sections(client: Client, clip_path: Path, config: RunConfig) -> None:
     answer = client.rationale(clip_path)
     assert answer.text and answer.sections == config.task.parse_sections(answer.text)
+
+
+def test_why_is_told_word_by_word_without_a_second_upload(client: Client, clip_path: Path) -> None:
+    answer = client.classify(clip_path)
+    start, *pieces, end = client.stream_rationale(video_id=answer.video_id)
+    assert isinstance(start, RationaleStart) and isinstance(end, RationaleAnswer)
+    texts = [piece.text for piece in pieces if isinstance(piece, TextPiece)]
+    assert len(texts) > 10 and "".join(texts) == end.text
+    assert end.text == client.rationale(clip_path).text
+    assert "decode" not in end.timing_s and end.gates["not_cut_off"] == (end.finish_reason == "stop")
+    # The engine had what both prompts begin with, the video above all.
+    assert end.num_cached_tokens > 0
+    stream = client.stream_rationale(video_id=answer.video_id)
+    next(stream)
+    stream.close()
+    assert client.classify(clip_path).label == answer.label, "one that hung up leaves the service as it was"
+
+
+def test_without_a_key_only_health_is_told(client: Client, clip_path: Path) -> None:
+    url = client.url
+    with Client(url, "rbft_wrong") as stranger:
+        for ask in (stranger.task, lambda: stranger.classify(clip_path), lambda: stranger.rationale(video_id="x")):
+            with pytest.raises(errors.UnauthorizedError):
+                ask()
+    ready = httpx.get(f"{url}/readyz")
+    assert ready.status_code == 200 and ready.headers["x-request-id"] and ready.headers["x-model-version"]
 
 
 def test_sixteen_uploads_at_once_get_the_answer_of_one(client: Client, clip_path: Path) -> None:

@@ -3,10 +3,12 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 from rbft.api import ModelVersion
 from rbft.config import ModelConfig, ServeConfig
@@ -50,9 +52,16 @@ def engine(trained_folder: Path) -> HFEngine:
 @pytest.fixture(scope="session")
 def url(trained_folder: Path, engine: HFEngine, decoders: DecodePool) -> Iterator[str]:
     """Where the service listens."""
-    model = ServedModel(trained_folder, ModelVersion(name="tiny", fingerprint="f"), TASK, SPEC)
+    model = ServedModel(trained_folder, ModelVersion(name="tiny", fingerprint="f"), TASK, SPEC, {})
     classifier = VideoClassifier(engine, decoders, model, Sampling(max_new_tokens=4))
-    app = build_app(classifier, ServeConfig(max_upload_bytes=1_000_000), max_running=2)
+    app = build_app(classifier, ServeConfig(max_upload_bytes=1_000_000), 2, 1)
+    with listening(app) as address:
+        yield address
+
+
+@contextmanager
+def listening(app: ASGIApp) -> Iterator[str]:
+    """Where `app` listens, on a real socket."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -60,6 +69,8 @@ def url(trained_folder: Path, engine: HFEngine, decoders: DecodePool) -> Iterato
         assert thread.is_alive(), "the server has not started"
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

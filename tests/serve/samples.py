@@ -18,15 +18,15 @@ TASK = Task(
 SPEC = VideoSpec(max_pixels=12_544)
 
 
-def write_clip(path: Path) -> Path:
-    """Four seconds of a moving square, H.264 in MP4, in the file `path`; returns `path`."""
+def write_clip(path: Path, seconds: int = 4) -> Path:
+    """A moving square, H.264 in MP4, in the file `path`; returns `path`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)
         stream.height = stream.width = 112
         stream.pix_fmt = "yuv420p"
-        for step in range(32):
+        for step in range(8 * seconds):
             frame_HWC = np.full((112, 112, 3), 40, np.uint8)
-            frame_HWC[30:60, 2 * step : 2 * step + 30] = (200, 30, 90)
+            frame_HWC[30:60, 2 * step % 82 : 2 * step % 82 + 30] = (200, 30, 90)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
     return path

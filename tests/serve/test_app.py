@@ -2,74 +2,22 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from rbft import errors
-from rbft.api import ClassifyAnswer, ModelVersion, Problem, RationaleAnswer, TaskAnswer, VideoFacts
-from rbft.config import ServeConfig
-from serve.app import MAX_CONTEXT_CHARACTERS, build_app
+from rbft.api import ClassifyAnswer, Problem, RationaleAnswer, TaskAnswer
+from serve.app import MAX_CONTEXT_CHARACTERS
 from serve.problems import MEDIA_TYPE, status_of
-from tests.serve.samples import TASK
+from tests.serve.samples import SPEC, TASK
+from tests.serve.scripted import FACTS, VERSION, ScriptedClassifier, client_of, raising, request
 
-VERSION = ModelVersion(name="run/rb-ft", fingerprint="0123456789abcdef")
-FACTS = VideoFacts(num_frames=4, fps=1.0, duration_s=4.0)
 CLIP = {"video": ("../../etc/passwd", b"some bytes", "video/mp4")}
-
-
-class ScriptedClassifier:
-    """Answers with the upload's size as rationale and the context as label; before that, does what `act` says."""
-
-    def __init__(self, act: Callable[[], Awaitable[None]] | None = None) -> None:
-        self.task = TASK
-        self.version = VERSION
-        self.paths: list[Path] = []
-        self._act = act
-
-    async def _look(self, path: Path) -> int:
-        self.paths.append(path)
-        if self._act is not None:
-            await self._act()
-        return len(path.read_bytes())
-
-    async def classify(self, path: Path, context: str | None) -> ClassifyAnswer:
-        await self._look(path)
-        by_label = {"normal": 0.25, "abnormal": 0.75}
-        return ClassifyAnswer(label=context or "none", probabilities=by_label, model=VERSION, video=FACTS, timing_s={"engine": 0.5})
-
-    async def rationale(self, path: Path, context: str | None) -> RationaleAnswer:
-        num_bytes = await self._look(path)
-        return RationaleAnswer(text=f"{num_bytes} bytes", sections={}, finish_reason="stop", num_tokens=2, model=VERSION, video=FACTS)
-
-    async def check_health(self) -> None:
-        if self._act is not None:
-            await self._act()
-
-
-def _raise(error: Exception) -> Callable[[], Awaitable[None]]:
-    async def act() -> None:
-        raise error
-
-    return act
-
-
-def _client(classifier: ScriptedClassifier, max_running: int = 4, **config: Any) -> httpx.AsyncClient:
-    app = build_app(classifier, ServeConfig(**config), max_running)
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://service")
-
-
-def _request(
-    classifier: ScriptedClassifier, method: str, route: str, config: dict[str, Any] | None = None, **request: Any
-) -> httpx.Response:
-    async def send() -> httpx.Response:
-        async with _client(classifier, **(config or {})) as client:
-            return await client.request(method, route, **request)
-
-    return asyncio.run(send())
 
 
 def _problem(response: httpx.Response, status: int, code: str) -> Problem:
@@ -81,16 +29,19 @@ def _problem(response: httpx.Response, status: int, code: str) -> Problem:
 
 
 def test_an_upload_is_classified_with_its_context() -> None:
-    response = _request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP, data={"context": "doorbell"})
+    response = request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP, data={"context": "doorbell"})
     answer = ClassifyAnswer.model_validate_json(response.content)
     assert (response.status_code, answer.label, answer.probabilities) == (200, "doorbell", {"normal": 0.25, "abnormal": 0.75})
     assert (answer.model, answer.video) == (VERSION, FACTS)
-    assert answer.timing_s.keys() == {"queue", "engine", "total"} and answer.timing_s["engine"] == 0.5
+    assert answer.request_id == response.headers["x-request-id"]
+    assert answer.timing_s.keys() == {"receive", "queue", "decode", "engine", "total"}
+    assert answer.timing_s["total"] >= sum(seconds for phase, seconds in answer.timing_s.items() if phase != "total") > 0
 
 
 def test_the_classifier_sees_every_byte_of_a_large_upload() -> None:
-    response = _request(ScriptedClassifier(), "POST", "/v1/rationale", files={"video": b"x" * 5_000_000})
-    assert RationaleAnswer.model_validate_json(response.content).text == "5000000 bytes"
+    classifier = ScriptedClassifier()
+    assert request(classifier, "POST", "/v1/classify", files={"video": b"x" * 5_000_000}).status_code == 200
+    assert classifier.num_bytes == [5_000_000]
 
 
 @pytest.mark.parametrize("error", [None, errors.VideoDecodeError("cut short"), ValueError("a bug")])
@@ -98,8 +49,8 @@ def test_an_upload_is_gone_after_the_answer_and_never_has_the_clients_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    classifier = ScriptedClassifier(_raise(error) if error else None)
-    _request(classifier, "POST", "/v1/classify", files=CLIP)
+    classifier = ScriptedClassifier(raising(error) if error else None)
+    request(classifier, "POST", "/v1/classify", files=CLIP)
     assert [path.name for path in classifier.paths] == ["video"]
     assert tmp_path in classifier.paths[0].parents
     assert list(tmp_path.iterdir()) == []
@@ -122,7 +73,7 @@ def test_an_upload_is_gone_after_the_answer_and_never_has_the_clients_name(
     ],
 )
 def test_an_error_of_ours_becomes_its_status_and_code(error: type[errors.RBFTError], status: int) -> None:
-    response = _request(ScriptedClassifier(_raise(error("what is wrong"))), "POST", "/v1/classify", files=CLIP)
+    response = request(ScriptedClassifier(raising(error("what is wrong"))), "POST", "/v1/classify", files=CLIP)
     assert _problem(response, status, error.code).detail == "what is wrong"
     assert ("retry-after" in response.headers) == (status == 503)
 
@@ -138,14 +89,14 @@ def test_an_error_names_the_upload_and_no_path_of_the_machine() -> None:
     async def refuse() -> None:
         raise errors.VideoDecodeError(f"{classifier.paths[0]}: cut short")
 
-    classifier._act = refuse
-    response = _request(classifier, "POST", "/v1/classify", files=CLIP)
+    classifier.act = refuse
+    response = request(classifier, "POST", "/v1/classify", files=CLIP)
     assert _problem(response, 422, "video_decode").detail == "the upload: cut short"
 
 
 @pytest.mark.parametrize("error", [ValueError("secret"), errors.ModelError("secret")])
 def test_an_unexpected_error_is_a_500_that_tells_nothing(error: Exception) -> None:
-    response = _request(ScriptedClassifier(_raise(error)), "POST", "/v1/classify", files=CLIP)
+    response = request(ScriptedClassifier(raising(error)), "POST", "/v1/classify", files=CLIP)
     _problem(response, 500, "service")
     assert "secret" not in response.text
 
@@ -159,7 +110,7 @@ async def _in_pieces(num_bytes: int) -> AsyncIterator[bytes]:
 
 def test_a_body_whose_header_says_too_large_is_refused_unread() -> None:
     classifier = ScriptedClassifier()
-    response = _request(classifier, "POST", "/v1/classify", {"max_upload_bytes": 10_000}, files={"video": b"x" * 10_000})
+    response = request(classifier, "POST", "/v1/classify", {"max_upload_bytes": 10_000}, files={"video": b"x" * 10_000})
     assert "10000 bytes" in _problem(response, 413, "upload_too_large").detail
     assert classifier.paths == []
 
@@ -168,7 +119,7 @@ def test_a_body_whose_header_says_too_large_is_refused_unread() -> None:
 def test_a_body_of_unknown_length_is_counted_while_it_is_read(num_bytes: int, status: int) -> None:
     headers = {"content-type": "multipart/form-data; boundary=cut"}
     config = {"max_upload_bytes": 10_000}
-    response = _request(ScriptedClassifier(), "POST", "/v1/classify", config, content=_in_pieces(num_bytes), headers=headers)
+    response = request(ScriptedClassifier(), "POST", "/v1/classify", config, content=_in_pieces(num_bytes), headers=headers)
     assert response.status_code == status
     if status == 413:
         _problem(response, 413, "upload_too_large")
@@ -188,20 +139,20 @@ def test_a_body_of_unknown_length_is_counted_while_it_is_read(num_bytes: int, st
     ],
 )
 def test_a_request_that_is_not_an_upload_is_told_what_is_wrong(request_: dict[str, Any], status: int, names: str) -> None:
-    response = _request(ScriptedClassifier(), "POST", "/v1/classify", **request_)
+    response = request(ScriptedClassifier(), "POST", "/v1/classify", **request_)
     assert names in _problem(response, status, "request").detail
 
 
 def test_an_unknown_path_and_a_wrong_method_are_problems_too() -> None:
-    _problem(_request(ScriptedClassifier(), "GET", "/v1/nothing"), 404, "request")
-    _problem(_request(ScriptedClassifier(), "GET", "/v1/classify"), 405, "request")
+    _problem(request(ScriptedClassifier(), "GET", "/v1/nothing"), 404, "request")
+    _problem(request(ScriptedClassifier(), "GET", "/v1/classify"), 405, "request")
 
 
 def test_a_full_queue_refuses_the_next_and_serves_those_in_it() -> None:
     async def scenario() -> list[httpx.Response]:
         gate = asyncio.Event()
         classifier = ScriptedClassifier(lambda: _wait(gate))
-        async with _client(classifier, max_running=1, max_queued_requests=1) as client:
+        async with client_of(classifier, max_running=1, max_queued_requests=1) as client:
             first = asyncio.create_task(client.post("/v1/classify", files=CLIP))
             while not classifier.paths:
                 await asyncio.sleep(0.01)
@@ -232,9 +183,9 @@ def test_a_request_that_takes_too_long_is_cancelled_and_frees_its_place() -> Non
 
     async def scenario() -> tuple[httpx.Response, httpx.Response]:
         classifier = ScriptedClassifier(hang)
-        async with _client(classifier, max_running=1, max_queued_requests=1, request_timeout_s=0.2) as client:
+        async with client_of(classifier, max_running=1, max_queued_requests=1, request_timeout_s=0.2) as client:
             late = await client.post("/v1/classify", files=CLIP)
-            classifier._act = None
+            classifier.act = None
             return late, await client.post("/v1/classify", files=CLIP)
 
     late, next_one = asyncio.run(scenario())
@@ -244,22 +195,84 @@ def test_a_request_that_takes_too_long_is_cancelled_and_frees_its_place() -> Non
 
 
 def test_the_service_is_alive_but_not_ready_when_its_engine_is_gone() -> None:
-    broken = ScriptedClassifier(_raise(errors.EngineGoneError("the engine died")))
-    assert _request(broken, "GET", "/healthz").status_code == 200
-    _problem(_request(broken, "GET", "/readyz"), 503, "engine_gone")
-    assert _request(ScriptedClassifier(), "GET", "/readyz").json() == {"status": "ok"}
+    broken = ScriptedClassifier(raising(errors.EngineGoneError("the engine died")))
+    assert request(broken, "GET", "/healthz").status_code == 200
+    _problem(request(broken, "GET", "/readyz"), 503, "engine_gone")
+    assert request(ScriptedClassifier(), "GET", "/readyz").json() == {"status": "ok"}
 
 
 def test_the_task_route_tells_labels_prompts_model_and_limits() -> None:
     classifier = ScriptedClassifier()
-    about = TaskAnswer.model_validate_json(_request(classifier, "GET", "/v1/task", {"max_upload_bytes": 12_345}).content)
+    config = {"max_upload_bytes": 12_345, "max_duration_s": 7.0, "clip_cache_s": 9.0}
+    about = TaskAnswer.model_validate_json(request(classifier, "GET", "/v1/task", config).content)
     assert (about.labels, about.question, about.rationale_prompt) == (TASK.labels, TASK.question, TASK.rationale_prompt)
-    assert (about.model, about.limits.max_upload_bytes) == (VERSION, 12_345)
+    assert about.headings == ("Scene",) and about.sampled.max_pixels == SPEC.max_pixels
+    assert about.model == VERSION
+    assert (about.limits.max_upload_bytes, about.limits.max_duration_s, about.limits.video_kept_s) == (12_345, 7.0, 9.0)
 
 
-def test_the_description_of_the_api_names_the_problems_of_an_upload() -> None:
-    paths = _request(ScriptedClassifier(), "GET", "/openapi.json").json()["paths"]
+def test_where_the_model_comes_from_is_told_without_paths_and_versions() -> None:
+    about = TaskAnswer.model_validate_json(request(ScriptedClassifier(), "GET", "/v1/task").content)
+    assert about.lineage == {"system": "rb-ft", "base": "0123"}
+
+
+def _described() -> dict[str, Any]:
+    described: dict[str, Any] = request(ScriptedClassifier(), "GET", "/openapi.json").json()
+    return described
+
+
+def test_the_description_names_the_problems_of_each_route_with_codes_that_go_with_them() -> None:
+    paths = _described()["paths"]
     for route in ("/v1/classify", "/v1/rationale"):
         responses = paths[route]["post"]["responses"]
-        assert {"200", "400", "413", "415", "422", "503", "504"} <= responses.keys()
-        assert MEDIA_TYPE in responses["422"]["content"]
+        assert {"200", "400", "401", "408", "413", "415", "422", "503", "504"} <= responses.keys()
+        for status, response in responses.items():
+            if status != "200":
+                example = Problem.model_validate(response["content"][MEDIA_TYPE]["example"])
+                assert status_of(errors.error_from_code(example.code, "")) in (int(status), 400)
+    assert "404" in paths["/v1/rationale"]["post"]["responses"]
+
+
+def test_the_description_has_an_example_of_each_answer_and_says_where_a_key_is_needed() -> None:
+    paths = _described()["paths"]
+    bodies: list[tuple[str, str, type[BaseModel]]] = [
+        ("/v1/classify", "post", ClassifyAnswer),
+        ("/v1/rationale", "post", RationaleAnswer),
+        ("/v1/task", "get", TaskAnswer),
+    ]
+    for route, method, body in bodies:
+        operation = paths[route][method]
+        body.model_validate(operation["responses"]["200"]["content"]["application/json"]["example"])
+        assert operation["security"] == [{"HTTPBearer": []}]
+    assert "event: end" in paths["/v1/rationale"]["post"]["responses"]["200"]["content"]["text/event-stream"]["example"]
+    assert "security" not in paths["/healthz"]["get"]
+
+
+def test_the_description_explains_every_field_of_an_answer() -> None:
+    schemas = _described()["components"]["schemas"]
+    plain = {"model", "video", "labels", "name", "max_context_characters", "limits", "sampled", "label", "text", "num_tokens"}
+    for answer in ("ClassifyAnswer", "RationaleAnswer", "TaskAnswer", "Limits"):
+        unexplained = {name for name, field in schemas[answer]["properties"].items() if "description" not in field}
+        assert unexplained <= plain | {"num_prompt_tokens", "request_id", "timing_s"}, answer
+
+
+def test_as_many_probabilities_are_told_as_were_asked_for_the_likeliest_first() -> None:
+    def told(**data: Any) -> list[str]:
+        return list(request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP, data=data).json()["probabilities"])
+
+    assert told() == told(top_k=2) == told(top_k=9) == ["abnormal", "normal"]
+    assert told(top_k=1) == ["abnormal"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("threshold", "1.5"), ("threshold", "nan"), ("threshold", "high"), ("top_k", "0")])
+def test_an_option_that_makes_no_sense_is_named(option: str, value: str) -> None:
+    response = request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP, data={option: value})
+    assert option in _problem(response, 422, "request").detail
+
+
+def test_a_threshold_is_for_two_labels() -> None:
+    classifier = ScriptedClassifier()
+    assert request(classifier, "POST", "/v1/classify", files=CLIP, data={"threshold": "0.4"}).json()["threshold"] == 0.4
+    classifier.task = TASK.model_copy(update={"labels": ("a", "b", "c")})
+    response = request(classifier, "POST", "/v1/classify", files=CLIP, data={"threshold": "0.4"})
+    assert "two labels" in _problem(response, 422, "request").detail

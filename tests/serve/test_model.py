@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from rbft import artifacts, storage
+from rbft.cli import main
 from rbft.config import DataConfig, ModelConfig, RunConfig, ServeConfig
 from rbft.errors import ArtifactError, ModelError
+from rbft.evaluation.calibration import Calibration
 from rbft.layout import RunLayout
+from rbft.models.export import export_model
 from rbft.records import VideoSpec
 from serve.model import find_model, open_model
 from tests.serve.samples import SPEC, TASK
@@ -94,3 +97,62 @@ def test_the_command_ends_with_one_clear_line_when_it_cannot_start(tmp_path: Pat
     done = subprocess.run(run, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "absent.yaml" in done.stderr and done.stderr.count("\n") == 1
+
+
+CALIBRATION = Calibration(labels=TASK.labels, temperature=2.0, threshold=0.3, num_clips=32, log_loss_before=0.7, log_loss_after=0.6)
+
+
+def _calibrated(config: RunConfig, model: str, temperature: float) -> None:
+    """Give the run a calibration of `rb-ft`, fitted on predictions of `model`."""
+    layout = RunLayout(config.run_dir)
+    folder = layout.calibration("rb-ft", "dddd")
+    fitted = CALIBRATION.model_copy(update={"temperature": temperature})
+    storage.write_json(f"{folder}/calibration.json", fitted.model_dump(mode="json"))
+    artifacts.mark_complete(folder, "dddd", {}, {"model": model})
+    facts = storage.read_json(layout.run_json)
+    facts["artifacts"]["calibration/rb-ft"] = folder
+    storage.write_json(layout.run_json, facts)
+
+
+def _temperature(config: RunConfig, folder: str | None = None) -> float | None:
+    source = find_model(config, folder)
+    calibration = open_model(source, Path(source.uri), config).calibration
+    return None if calibration is None else calibration.temperature
+
+
+def test_what_the_run_fitted_for_this_very_model_is_used(made: RunConfig, tmp_path: Path) -> None:
+    assert _temperature(made) is None
+    _calibrated(made, "aaaa", 2.5)
+    assert _temperature(made) == 2.5
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert _temperature(made.model_copy(update={"output_dir": str(tmp_path / "elsewhere")})) == 2.5
+
+
+def test_what_was_fitted_before_the_model_was_trained_anew_is_not(made: RunConfig) -> None:
+    _calibrated(made, "the one before", 2.5)
+    assert _temperature(made) is None
+
+
+def test_the_configuration_goes_before_the_card_and_the_card_before_the_run(made: RunConfig, tmp_path: Path) -> None:
+    _calibrated(made, "aaaa", 2.5)
+    source = find_model(made).uri
+    carded = export_model(source, str(tmp_path / "out"), calibration=CALIBRATION.model_dump(mode="json"))
+    assert carded.startswith("copied") and _temperature(made, str(tmp_path / "out")) == 2.0
+    artifacts.verify(tmp_path / "out")
+    file = tmp_path / "calibration.json"
+    storage.write_json(str(file), CALIBRATION.model_copy(update={"temperature": 3.0}).model_dump(mode="json"))
+    named = made.model_copy(update={"serve": ServeConfig(calibration=str(file))})
+    assert _temperature(named) == _temperature(named, str(tmp_path / "out")) == 3.0
+
+
+def test_a_calibration_of_other_labels_is_refused(made: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "calibration.json"
+    storage.write_json(str(file), CALIBRATION.model_copy(update={"labels": ("a", "b")}).model_dump(mode="json"))
+    with pytest.raises(ModelError, match=r"is of a, b; set serve\.calibration"):
+        _temperature(made.model_copy(update={"serve": ServeConfig(calibration=str(file))}))
+    out = tmp_path / "out"
+    assert main(["export", find_model(made).uri, "--out", str(out), "--calibration", str(file)]) == 2
+    assert not out.exists()
+    file.write_text("{}")
+    with pytest.raises(ArtifactError, match="no calibration can be read"):
+        _temperature(made.model_copy(update={"serve": ServeConfig(calibration=str(file))}))

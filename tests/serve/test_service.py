@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rbft import errors
-from rbft.client import Client
+from rbft.api import ClassifyAnswer, RationaleAnswer, RationaleStart, TaskAnswer, TextPiece
+from rbft.client import AsyncClient, Client, Said
 from rbft.engines.hf import HFEngine
 from rbft.engines.labels import probabilities
 from rbft.video.pool import DecodePool
@@ -28,7 +29,7 @@ def test_a_served_video_gets_the_probabilities_that_the_engine_gives_its_clip(
     assert sum(answer.probabilities.values()) == pytest.approx(1)
     assert answer.probabilities[answer.label] == max(answer.probabilities.values())
     assert (answer.video.num_frames, answer.video.fps) == (4, 1.0)
-    assert answer.timing_s.keys() == {"queue", "decode", "engine", "total"}
+    assert answer.timing_s.keys() == {"receive", "queue", "decode", "engine", "total"}
 
 
 def test_a_rationale_is_what_the_model_writes_to_the_rationale_prompt(url: str, clip_path: Path) -> None:
@@ -81,11 +82,37 @@ def test_an_upload_that_cannot_be_opened_raises_a_video_error(url: str, clip_pat
 
 
 def test_the_client_says_when_there_is_no_file_or_no_service(tmp_path: Path) -> None:
-    with Client("http://127.0.0.1:9") as client:
+    with Client("http://127.0.0.1:9", max_retries=0) as client:
         with pytest.raises(errors.VideoMissingError, match=r"absent\.mp4"):
             client.classify(tmp_path / "absent.mp4")
         with pytest.raises(errors.ServiceError, match="cannot be reached"):
             client.task()
+
+
+def test_why_needs_no_second_upload_and_says_the_same_in_pieces(url: str, clip_path: Path) -> None:
+    with Client(url) as client:
+        answer = client.classify(clip_path, with_rationale=True)
+        whole = client.rationale(video_id=answer.video_id)
+        start, *pieces, end = client.stream_rationale(video_id=answer.video_id)
+    assert isinstance(start, RationaleStart) and isinstance(end, RationaleAnswer)
+    assert answer.rationale is not None and whole.text == end.text == answer.rationale.text
+    assert "".join(piece.text for piece in pieces if isinstance(piece, TextPiece)) == end.text
+    assert whole.gates.keys() == end.gates.keys() and "agrees_with_label" in whole.gates
+    assert "decode" not in whole.timing_s
+
+
+def test_the_client_for_an_event_loop_says_the_same(url: str, clip_path: Path) -> None:
+    async def scenario() -> tuple[ClassifyAnswer, RationaleAnswer, list[Said], TaskAnswer]:
+        async with AsyncClient(url) as client:
+            answer = await client.classify(clip_path, "At the door")
+            why = await client.rationale(video_id=answer.video_id)
+            return answer, why, [said async for said in client.stream_rationale(clip_path, "At the door")], await client.task()
+
+    answer, why, said, task = asyncio.run(scenario())
+    with Client(url) as client:
+        assert client.classify(clip_path, "At the door").probabilities == pytest.approx(answer.probabilities, abs=1e-6)
+        assert client.task() == task
+    assert isinstance(said[-1], RationaleAnswer) and said[-1].text == why.text
 
 
 def test_the_client_reads_the_task(url: str) -> None:

@@ -1,0 +1,130 @@
+"""The client for an event loop; method by method what `rbft.client.blocking` is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+from tenacity import AsyncRetrying
+
+from rbft.api import ClassifyAnswer, RationaleAnswer, TaskAnswer
+from rbft.client import wire
+from rbft.client.events import EventReader
+from rbft.client.wire import Answer, Question, Said
+from rbft.errors import ClipExpiredError
+
+
+class AsyncClient:
+    """Asks one service, any number of questions at a time. Methods raise the error that the service named, and `ServiceError` if it cannot
+    be reached or understood; cancelling one hangs up, which ends the request in the service, too."""
+
+    def __init__(
+        self,
+        url: str = wire.DEFAULT_URL,
+        key: str | None = None,
+        *,
+        timeout_s: float = wire.DEFAULT_TIMEOUT_S,
+        max_retries: int = wire.DEFAULT_RETRIES,
+    ) -> None:
+        self.url = url
+        """Of the service."""
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, headers=wire.headers(key))
+        self._max_retries = max_retries
+
+    async def classify(
+        self,
+        path: str | Path,
+        context: str | None = None,
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        with_rationale: bool = False,
+    ) -> ClassifyAnswer:
+        """Label and probabilities of the video file `path`; the options are those of `POST /v1/classify`."""
+        return await self._ask(wire.ask_label(path, context, threshold, top_k, with_rationale), ClassifyAnswer)
+
+    async def rationale(
+        self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
+    ) -> RationaleAnswer:
+        """What the model sees in the video of an earlier answer's `video_id`, or in the file `path`.
+
+        With both, the file is uploaded only if the service does not have the video any more.
+        """
+        try:
+            return await self._ask(wire.ask_why(path, video_id, context), RationaleAnswer)
+        except ClipExpiredError:
+            if path is None:
+                raise
+            return await self._ask(wire.ask_why(path, None, context), RationaleAnswer)
+
+    async def stream_rationale(
+        self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
+    ) -> AsyncGenerator[Said, None]:
+        """`rationale` while it is written. Closing the generator hangs up, which ends it in the service, too."""
+        has_begun = False
+        try:
+            async with aclosing(self._stream(wire.ask_why(path, video_id, context, streamed=True))) as stream:
+                async for said in stream:
+                    has_begun = True
+                    yield said
+        except ClipExpiredError:
+            if path is None or has_begun:
+                raise
+            async with aclosing(self._stream(wire.ask_why(path, None, context, streamed=True))) as stream:
+                async for said in stream:
+                    yield said
+
+    async def task(self) -> TaskAnswer:
+        """Labels, prompts, model version and limits of the service."""
+        return await self._ask(Question("GET", "/v1/task"), TaskAnswer)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def _ask(self, question: Question, kind: type[Answer]) -> Answer:
+        return await AsyncRetrying(**wire.retrying(self._max_retries))(self._ask_once, question, kind)
+
+    async def _ask_once(self, question: Question, kind: type[Answer]) -> Answer:
+        with question.sendable() as arguments, wire.reaching(self.url):
+            response = await self._http.send(self._http.build_request(**arguments))
+        return wire.read_answer(self.url, response, kind)
+
+    async def _stream(self, question: Question) -> AsyncGenerator[Said, None]:
+        response: httpx.Response = await AsyncRetrying(**wire.retrying(self._max_retries))(self._open, question)
+        events = EventReader()
+        async with aclosing(response):
+            pieces = response.aiter_bytes()
+            while (piece := await self._next(pieces)) is not None:
+                for name, data in events.feed(piece):
+                    said = wire.read_event(self.url, name, data)
+                    if said is not None:
+                        yield said
+                    if isinstance(said, RationaleAnswer):
+                        return
+        raise wire.cut_short(self.url)
+
+    async def _open(self, question: Question) -> httpx.Response:
+        """A response whose events are still to come."""
+        with question.sendable() as arguments, wire.reaching(self.url):
+            response = await self._http.send(self._http.build_request(**arguments), stream=True)
+            if response.is_success:
+                return response
+            await response.aread()
+        raise wire.refusal(self.url, response)
+
+    async def _next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
+        """The next bytes of a stream. What breaks in the middle is not tried again: half of the text has been told."""
+        try:
+            return await anext(pieces, None)
+        except httpx.TransportError:
+            raise wire.cut_short(self.url) from None

@@ -1,0 +1,126 @@
+"""The client that waits."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+from tenacity import Retrying
+
+from rbft.api import ClassifyAnswer, RationaleAnswer, TaskAnswer
+from rbft.client import wire
+from rbft.client.events import EventReader
+from rbft.client.wire import Answer, Question, Said
+from rbft.errors import ClipExpiredError
+
+
+class Client:
+    """Asks one service; threads may share it. Methods raise the error that the service named, and `ServiceError` if it cannot be reached or
+    understood."""
+
+    def __init__(
+        self,
+        url: str = wire.DEFAULT_URL,
+        key: str | None = None,
+        *,
+        timeout_s: float = wire.DEFAULT_TIMEOUT_S,
+        max_retries: int = wire.DEFAULT_RETRIES,
+    ) -> None:
+        self.url = url
+        """Of the service."""
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=wire.headers(key))
+        self._max_retries = max_retries
+
+    def classify(
+        self,
+        path: str | Path,
+        context: str | None = None,
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        with_rationale: bool = False,
+    ) -> ClassifyAnswer:
+        """Label and probabilities of the video file `path`; the options are those of `POST /v1/classify`."""
+        return self._ask(wire.ask_label(path, context, threshold, top_k, with_rationale), ClassifyAnswer)
+
+    def rationale(self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None) -> RationaleAnswer:
+        """What the model sees in the video of an earlier answer's `video_id`, or in the file `path`.
+
+        With both, the file is uploaded only if the service does not have the video any more.
+        """
+        try:
+            return self._ask(wire.ask_why(path, video_id, context), RationaleAnswer)
+        except ClipExpiredError:
+            if path is None:
+                raise
+            return self._ask(wire.ask_why(path, None, context), RationaleAnswer)
+
+    def stream_rationale(
+        self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
+    ) -> Generator[Said, None, None]:
+        """`rationale` while it is written. Closing the generator hangs up, which ends it in the service, too."""
+        has_begun = False
+        try:
+            with closing(self._stream(wire.ask_why(path, video_id, context, streamed=True))) as stream:
+                for said in stream:
+                    has_begun = True
+                    yield said
+        except ClipExpiredError:
+            if path is None or has_begun:
+                raise
+            yield from self._stream(wire.ask_why(path, None, context, streamed=True))
+
+    def task(self) -> TaskAnswer:
+        """Labels, prompts, model version and limits of the service."""
+        return self._ask(Question("GET", "/v1/task"), TaskAnswer)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _ask(self, question: Question, kind: type[Answer]) -> Answer:
+        return Retrying(**wire.retrying(self._max_retries))(self._ask_once, question, kind)
+
+    def _ask_once(self, question: Question, kind: type[Answer]) -> Answer:
+        with question.sendable() as arguments, wire.reaching(self.url):
+            response = self._http.send(self._http.build_request(**arguments))
+        return wire.read_answer(self.url, response, kind)
+
+    def _stream(self, question: Question) -> Generator[Said, None, None]:
+        response = Retrying(**wire.retrying(self._max_retries))(self._open, question)
+        events = EventReader()
+        with closing(response):
+            pieces = response.iter_bytes()
+            while (piece := self._next(pieces)) is not None:
+                for name, data in events.feed(piece):
+                    said = wire.read_event(self.url, name, data)
+                    if said is not None:
+                        yield said
+                    if isinstance(said, RationaleAnswer):
+                        return
+        raise wire.cut_short(self.url)
+
+    def _open(self, question: Question) -> httpx.Response:
+        """A response whose events are still to come."""
+        with question.sendable() as arguments, wire.reaching(self.url):
+            response = self._http.send(self._http.build_request(**arguments), stream=True)
+            if response.is_success:
+                return response
+            response.read()
+        raise wire.refusal(self.url, response)
+
+    def _next(self, pieces: Iterator[bytes]) -> bytes | None:
+        """The next bytes of a stream. What breaks in the middle is not tried again: half of the text has been told."""
+        try:
+            return next(pieces, None)
+        except httpx.TransportError:
+            raise wire.cut_short(self.url) from None

@@ -1,0 +1,60 @@
+"""The endpoint: where it listens, who may ask, and what a request may cost."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from pydantic import Field, model_validator
+
+from rbft.config.section import Section
+from rbft.systems import SystemName
+
+
+class ServeConfig(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535)
+    keys: str | None = None
+    """The file of those who may ask, made by `rbft keys add`; read again when it changes. None answers this machine only, and is refused
+    with a host that others can reach."""
+    system: SystemName = "rb-ft"
+    """Whose model answers."""
+    calibration: str | None = None
+    """A file of `rbft predictions calibrate`. None takes the calibration in the model's task card, else the one that the run has for this
+    very model, if any."""
+    num_replicas: int = Field(1, gt=0)
+    max_upload_bytes: int = Field(64 << 20, gt=0)
+    """Of the whole request body, counted while it is read."""
+    body_timeout_s: float = Field(120.0, gt=0)
+    """How long a client may take to send its body."""
+    max_duration_s: float = Field(600.0, gt=0)
+    """Of a video."""
+    max_frames: int = Field(36_000, gt=0)
+    """Of a video, as stored: ten minutes at 60 a second."""
+    max_frame_pixels: int = Field(4096 * 2304, gt=0)
+    """Of one of its frames, as stored: 4K."""
+    request_timeout_s: float = Field(120.0, gt=0)
+    """For an answer, from the end of the body on."""
+    max_queued_requests: int = Field(64, gt=0)
+    """Classifications that may wait, and as many rationales."""
+
+    clip_cache_bytes: int = Field(1 << 30, ge=0)
+    """Decoded frames that a replica keeps, so that "why?" needs no second upload; 0 keeps none. 60 frames of 420 x 360 are 27 MB."""
+    clip_cache_s: float = Field(300.0, gt=0)
+    """How long it keeps them."""
+
+    @model_validator(mode="after")
+    def _others_need_keys(self) -> ServeConfig:
+        if self.keys is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines, and keys is not set; make a file of keys with `rbft keys add FILE "
+                "NAME` and name it in serve.keys, or serve on 127.0.0.1"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, is this machine to itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

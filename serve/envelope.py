@@ -1,0 +1,82 @@
+"""What every response has, whoever made it: a request id, the model's version, the time it took, and headers that keep browsers careful.
+
+Outermost of all, so that refusals and failures have them too. One line of log a request: id, key's name, route, status, time; no bodies, no
+file names, no paths that a client has made up.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.problems import problem, unexpected
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = "X-Request-ID"
+MODEL_VERSION = "X-Model-Version"
+
+_CAREFUL = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class Envelope:
+    """ASGI middleware. The request's id and when it came (`time.perf_counter`) stand in the scope's state as `request_id` and `began`; no
+    client chooses them."""
+
+    def __init__(self, app: ASGIApp, model_version: str) -> None:
+        self.app = app
+        self._model_version = model_version
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(8)
+        state = scope.setdefault("state", {})
+        started = time.perf_counter()
+        state |= {"request_id": request_id, "began": started}
+        status: int | None = None
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                headers[MODEL_VERSION] = self._model_version
+                headers["Server-Timing"] = f"total;dur={1000 * (time.perf_counter() - started):.1f}"
+                for name, value in _CAREFUL.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_marked)
+        except Exception as error:  # whatever it was, the client is told nothing of it, and the log all
+            logger.error("failed request_id=%s", request_id, exc_info=error)
+            if status is None:
+                body = unexpected()
+                await problem(body.status, body.code, body.detail)(scope, receive, send_marked)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            key = getattr(state.get("key"), "name", "none")
+            took_ms = 1000 * (time.perf_counter() - started)
+            logger.info(
+                "answered request_id=%s key=%s method=%s route=%s status=%s ms=%.1f",
+                request_id,
+                key,
+                scope["method"] if scope["method"] in _METHODS else "other",
+                route,
+                status,
+                took_ms,
+            )
+
+
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))

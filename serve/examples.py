@@ -1,0 +1,86 @@
+"""Examples of answers for the OpenAPI description. Made of the bodies themselves, so that they cannot be out of date."""
+
+from __future__ import annotations
+
+from rbft.api import (
+    CalibrationFacts,
+    ClassifyAnswer,
+    Limits,
+    ModelVersion,
+    RationaleAnswer,
+    RationaleStart,
+    Sampled,
+    TaskAnswer,
+    TextPiece,
+    VideoFacts,
+)
+
+_MODEL = ModelVersion(name="smarthome/rb-ft", fingerprint="4bc9a8677f0567bb")
+_VIDEO = VideoFacts(num_frames=12, fps=1.0, duration_s=12.04)
+_CALIBRATION = CalibrationFacts(temperature=1.42, threshold=0.46, num_clips=205)
+_TEXT = "Subjects: a person in a dark coat\nActions: tries the door handle, looks around, leaves"
+
+EXPLAINED = RationaleAnswer(
+    text=_TEXT,
+    sections={"Subjects": "a person in a dark coat", "Actions": "tries the door handle, looks around, leaves"},
+    gates={
+        "not_empty": True,
+        "not_cut_off": True,
+        "not_repeating": True,
+        "no_refusal": True,
+        "has_sections": False,
+        "names_no_label": True,
+    },
+    finish_reason="stop",
+    num_tokens=24,
+    num_prompt_tokens=1183,
+    num_cached_tokens=1120,
+    request_id="8c1f6f0d5e0b4a7e",
+    video_id="mX3l0kQ2n8sT5vB9wZ1cR4yH",
+    model=_MODEL,
+    video=_VIDEO,
+    timing_s={"receive": 0.02, "queue": 0.0, "engine": 0.71, "total": 0.74},
+)
+
+CLASSIFIED = ClassifyAnswer(
+    label="abnormal",
+    probabilities={"abnormal": 0.87, "normal": 0.13},
+    threshold=0.46,
+    calibration=_CALIBRATION,
+    request_id="5d02b6a1c93f4e11",
+    video_id="mX3l0kQ2n8sT5vB9wZ1cR4yH",
+    video_expires_s=300.0,
+    model=_MODEL,
+    video=_VIDEO,
+    timing_s={"receive": 0.02, "queue": 0.0, "decode": 0.31, "engine": 0.12, "total": 0.46},
+)
+
+_EVENTS = [
+    ("start", RationaleStart(request_id=EXPLAINED.request_id, video_id=EXPLAINED.video_id, model=_MODEL, video=_VIDEO)),
+    ("text", TextPiece(text="Subjects: a person")),
+    ("text", TextPiece(text=" in a dark coat")),
+    ("end", EXPLAINED),
+]
+STREAM = "".join(f"event: {name}\ndata: {data.model_dump_json()}\n\n" for name, data in _EVENTS)
+
+TASK = TaskAnswer(
+    name="smarthome",
+    labels=("normal", "abnormal"),
+    question="Is this video normal or abnormal? Answer with one word.",
+    rationale_prompt="You are a smart home security expert. Describe the video under these headings.\nSubjects: …\nActions: …",
+    headings=("Subjects", "Actions"),
+    model=_MODEL,
+    calibration=_CALIBRATION,
+    lineage={"run": "smarthome", "system": "rb-ft", "stage": "classify", "fingerprint": "4bc9a8677f0567bb", "base": "020404c9f15e1cf0"},
+    sampled=Sampled(fps=1.0, max_frames=128, max_pixels=151_200),
+    limits=Limits(
+        max_upload_bytes=67_108_864,
+        body_timeout_s=120.0,
+        max_duration_s=600.0,
+        max_frames=36_000,
+        max_frame_pixels=9_437_184,
+        max_context_characters=8192,
+        request_timeout_s=120.0,
+        video_kept_s=300.0,
+    ),
+)

@@ -1,0 +1,61 @@
+"""Who is let in: with keys, whoever brings one; without, this machine only."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rbft.config import is_loopback
+from rbft.errors import UnauthorizedError
+from rbft.keys import Key, KeyRing
+from serve.problems import problem
+
+OPEN_PATHS = frozenset(("/healthz", "/readyz"))
+"""What a load balancer asks, which has no key. They tell whether it works, and, as every response, which model it is."""
+
+_NO_KEYS = Key("none", "")
+"""Whose requests are where the service has no keys."""
+
+
+class KeyGate:
+    """ASGI middleware: a request to any path but `OPEN_PATHS`, known or not, needs a key of `ring`. The key is left in the scope's state.
+
+    Without a ring only this machine is answered: its address, and its name in the Host header, so that neither a proxy that listens more
+    widely than it was told nor a page in a browser that has its own name point here (DNS rebinding) gets in.
+    """
+
+    def __init__(self, app: ASGIApp, ring: KeyRing | None) -> None:
+        self.app = app
+        self._ring = ring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # A WebSocket, which no route takes: refused before it is accepted.
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = Headers(scope=scope)
+        if self._ring is None:
+            if not _is_local(scope, headers):
+                detail = "this service has no keys, so it answers its own machine only; start it with serve.keys to let others in"
+                await problem(403, UnauthorizedError.code, detail)(scope, receive, send)
+                return
+            key = _NO_KEYS
+        else:
+            scheme, _, presented = headers.get("authorization", "").partition(" ")
+            found = self._ring.match(presented.strip()) if scheme.lower() == "bearer" else None
+            if found is None:
+                detail = "send a key of this service as the header `Authorization: Bearer KEY`; whoever runs it makes one"
+                await problem(401, UnauthorizedError.code, detail, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+                return
+            key = found
+        scope.setdefault("state", {})["key"] = key
+        await self.app(scope, receive, send)
+
+
+def _is_local(scope: Scope, headers: Headers) -> bool:
+    client: tuple[str, int] | None = scope.get("client")
+    host = headers.get("host", "")
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return client is not None and is_loopback(client[0]) and is_loopback(name)

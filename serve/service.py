@@ -1,0 +1,188 @@
+"""What becomes of a request once it is in: its turn, its deadline, the clip it is about, what is answered, what is kept.
+
+No HTTP here beyond the upload itself, and no engine: whatever answers is a `Classifier`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import UploadFile
+
+from rbft.api import CalibrationFacts, ClassifyAnswer, ModelVersion, RationaleAnswer, RationaleStart, TextPiece, VideoFacts
+from rbft.config import ServeConfig
+from rbft.errors import EngineError, RequestTimeoutError
+from rbft.records import Clip, VideoSpec
+from rbft.task import Task
+from serve.clips import ClipCache, Seen
+from serve.events import Said
+from serve.limits import Queue
+from serve.upload import received
+
+
+class Classifier(Protocol):
+    """What answers. Methods raise `VideoError`, `EngineError` and, when it can answer no more, `EngineGoneError`."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def version(self) -> ModelVersion: ...
+
+    @property
+    def spec(self) -> VideoSpec: ...
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Of the task card."""
+        ...
+
+    @property
+    def calibration(self) -> CalibrationFacts | None: ...
+
+    async def look(self, path: Path) -> Clip:
+        """The video in the file `path`, decoded."""
+        ...
+
+    async def classify(self, clip: Clip, context: str | None, threshold: float | None) -> ClassifyAnswer:
+        """Label and probabilities of all labels, the likeliest first. `threshold` is as in `ClassifyAnswer`, None as the model has it."""
+        ...
+
+    def explain(self, seen: Seen) -> AsyncGenerator[str | RationaleAnswer, None]:
+        """New pieces of text, and at last the whole. Closing it ends the request in the engine."""
+        ...
+
+    async def check_health(self) -> None: ...
+
+
+@dataclass
+class Asker:
+    """Whose request this is, and what it has cost so far."""
+
+    request_id: str
+    owner: str
+    """What the clips it leaves behind belong to."""
+    began: float = field(default_factory=time.perf_counter)
+    """When the request came, by `time.perf_counter`."""
+    timing_s: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.timing_s["receive"] = time.perf_counter() - self.began
+
+    @asynccontextmanager
+    async def phase(self, name: str) -> AsyncIterator[None]:
+        """Count the seconds in the context as those of `name`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timing_s[name] = self.timing_s.get(name, 0.0) + time.perf_counter() - started
+
+    def timing(self) -> dict[str, float]:
+        return {**self.timing_s, "total": time.perf_counter() - self.began}
+
+
+class Service:
+    """Answers requests with `classifier`: at most `max_classifying` classifications and `max_explaining` rationales at once."""
+
+    def __init__(self, classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int) -> None:
+        self.classifier = classifier
+        self._timeout_s = config.request_timeout_s
+        self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s)
+        # A queue each: rationales take seconds, and those that wait must not stand before a classification.
+        self._classifying = Queue(max_classifying, config.max_queued_requests)
+        self._explaining = Queue(max_explaining, config.max_queued_requests)
+
+    async def classify(
+        self, asker: Asker, upload: UploadFile, context: str | None, *, threshold: float | None, top_k: int | None, with_rationale: bool
+    ) -> ClassifyAnswer:
+        """The answer about `upload`. Raises what `Classifier` does, `OverloadedError` and `RequestTimeoutError`."""
+        async with _deadline(self._timeout_s):
+            async with self._turn(self._classifying, asker):
+                clip = await self._look(asker, upload)
+                async with asker.phase("engine"):
+                    answer = await self.classifier.classify(clip, context, threshold)
+            seen = Seen(clip, context, answer.label)
+            video_id = self._clips.put(asker.owner, seen)
+            rationale = None
+            if with_rationale:
+                async with asker.phase("rationale"), self._explaining.turn():
+                    rationale = await self._explained(asker, seen, video_id, lambda _: None)
+        return answer.model_copy(
+            update={
+                "probabilities": dict(list(answer.probabilities.items())[:top_k]),
+                "request_id": asker.request_id,
+                "video_id": video_id,
+                "video_expires_s": self._clips.max_age_s if video_id else None,
+                "rationale": rationale,
+                "timing_s": asker.timing(),
+            }
+        )
+
+    async def explain(
+        self, asker: Asker, video: UploadFile | str, context: str | None, say: Callable[[Said], None] = lambda _: None
+    ) -> RationaleAnswer:
+        """The rationale about an upload or the video of an id; `say` is told the text while it is written.
+
+        An id brings the context that came with its video unless `context` is another. Raises as `classify` does, and `ClipExpiredError`.
+        """
+        async with _deadline(self._timeout_s):
+            # Before it waits: an id that is known now stays good.
+            known = self._clips.get(asker.owner, video) if isinstance(video, str) else None
+            async with self._turn(self._explaining, asker):
+                if isinstance(video, str):
+                    assert known is not None
+                    seen, video_id = (known if context is None else replace(known, context=context)), video
+                else:
+                    seen = Seen(await self._look(asker, video), context)
+                    video_id = self._clips.put(asker.owner, seen) or ""
+                async with asker.phase("engine"):
+                    answer = await self._explained(asker, seen, video_id or None, say)
+        return answer.model_copy(update={"timing_s": asker.timing()})
+
+    async def _explained(self, asker: Asker, seen: Seen, video_id: str | None, say: Callable[[Said], None]) -> RationaleAnswer:
+        marks = {"request_id": asker.request_id, "video_id": video_id}
+        start = RationaleStart(**marks, model=self.classifier.version, video=facts(seen.clip))
+        has_begun = False
+        async with aclosing(self.classifier.explain(seen)) as pieces:
+            async for piece in pieces:
+                if not has_begun:
+                    say(start)
+                    has_begun = True
+                if isinstance(piece, RationaleAnswer):
+                    return piece.model_copy(update=marks)
+                say(TextPiece(text=piece))
+        raise EngineError("the engine ended without an answer")
+
+    async def _look(self, asker: Asker, upload: UploadFile) -> Clip:
+        async with asker.phase("decode"), received(upload) as path:
+            return await self.classifier.look(path)
+
+    @asynccontextmanager
+    async def _turn(self, queue: Queue, asker: Asker) -> AsyncIterator[None]:
+        async with queue.turn() as queue_s:
+            asker.timing_s["queue"] = queue_s
+            yield
+
+
+def facts(clip: Clip) -> VideoFacts:
+    """What the model sees of a video."""
+    return VideoFacts(num_frames=clip.num_frames, fps=clip.fps, duration_s=clip.source_duration_s)
+
+
+@asynccontextmanager
+async def _deadline(timeout_s: float) -> AsyncIterator[None]:
+    deadline = asyncio.timeout(timeout_s)
+    try:
+        async with deadline:
+            yield
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise RequestTimeoutError(f"no answer within {timeout_s:g} s; send a shorter video or try again later") from None

@@ -1,0 +1,133 @@
+"""Who is let in, walked over every route of the app; and what every response has."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rbft.config import ServeConfig, load_config
+from rbft.errors import ConfigError
+from rbft.keys import add_key, remove_key
+from serve.app import build_app
+from serve.keys import OPEN_PATHS
+from serve.problems import MEDIA_TYPE
+from tests.serve.scripted import VERSION, ScriptedClassifier, raising, request
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    return tmp_path / "keys.txt"
+
+
+def _routes(config: ServeConfig) -> set[tuple[str, str]]:
+    app = build_app(ScriptedClassifier(), config, 1, 1)
+    return {(method, route.path) for route in app.routes for method in route.methods}  # type: ignore[attr-defined]
+
+
+def test_every_route_is_closed_but_health(keys: Path) -> None:
+    add_key(keys, "a")
+    config = {"keys": str(keys)}
+    routes = _routes(ServeConfig(keys=str(keys)))
+    assert {("POST", "/v1/classify"), ("POST", "/v1/rationale"), ("GET", "/v1/task"), ("GET", "/openapi.json")} <= routes
+    unknown = {
+        ("GET", "/v1/none"),
+        ("POST", "/"),
+        ("GET", "/healthz/"),
+        ("GET", "//readyz"),
+        ("OPTIONS", "/v1/classify"),
+        ("GET", "/metrics"),
+    }
+    for method, path in routes | unknown:
+        response = request(ScriptedClassifier(), method, path, config)
+        if path in OPEN_PATHS:
+            assert response.status_code in (200, 405), path
+        else:
+            assert response.status_code == 401, path
+            assert response.headers["www-authenticate"] == "Bearer" and response.headers["content-type"] == MEDIA_TYPE
+            assert method == "HEAD" or response.json()["code"] == "unauthorized"
+
+
+def test_a_key_opens_every_route(keys: Path) -> None:
+    headers = {"Authorization": f"Bearer {add_key(keys, 'a')}"}
+    for method, path in _routes(ServeConfig(keys=str(keys))):
+        assert request(ScriptedClassifier(), method, path, {"keys": str(keys)}, headers=headers).status_code not in (401, 403), path
+
+
+def test_only_a_whole_key_by_the_bearer_scheme_is_one(keys: Path) -> None:
+    key = add_key(keys, "a")
+    taken_back = add_key(keys, "b")
+    config = {"keys": str(keys)}
+    remove_key(keys, "b")
+
+    def status(header: str) -> int:
+        return request(ScriptedClassifier(), "GET", "/v1/task", config, headers={"Authorization": header.encode("latin-1")}).status_code
+
+    assert status(f"Bearer {key}") == status(f"bearer  {key} ") == 200
+    wrong = [
+        key,
+        f"Basic {key}",
+        "Bearer",
+        "Bearer ",
+        f"Bearer {key[:-1]}",
+        f"Bearer {key}x",
+        f"Bearer {key},{key}",
+        f"Bearer {taken_back}",
+        "Bearer \xff",
+    ]
+    assert [status(header) for header in wrong] == [401] * len(wrong)
+
+
+def test_without_keys_only_this_machine_by_its_own_name_is_answered() -> None:
+    def status(client: str, host: str, path: str = "/v1/task") -> int:
+        return request(ScriptedClassifier(), "GET", path, client=(client, 123), headers={"Host": host}).status_code
+
+    assert [status("127.0.0.1", host) for host in ("127.0.0.1:8000", "localhost", "LOCALHOST:80", "[::1]:8000")] == [200] * 4
+    assert status("::1", "localhost") == 200
+    assert status("10.0.0.7", "localhost") == 403
+    assert [status("127.0.0.1", host) for host in ("evil.example", "127.0.0.1.evil.example", "10.0.0.7", "[::2]", "")] == [403] * 5
+    assert status("10.0.0.7", "evil.example", "/healthz") == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "video.example"])
+def test_others_can_reach_it_only_with_keys(repository: Path, host: str) -> None:
+    recipe = repository / "configs" / "miniature.yaml"
+    with pytest.raises(ConfigError, match=r"rbft keys add"):
+        load_config(recipe, [f"serve.host='{host}'"])
+    assert load_config(recipe, [f"serve.host='{host}'", "serve.keys=keys.txt"]).serve.host == host
+    assert load_config(recipe, ["serve.host='::1'"]).serve.keys is None
+
+
+def _answered(path: str, classifier: ScriptedClassifier | None = None) -> httpx.Response:
+    return request(classifier or ScriptedClassifier(), "GET", path)
+
+
+def test_every_response_has_an_id_the_models_version_and_its_time(keys: Path) -> None:
+    add_key(keys, "a")
+    responses = [_answered(path) for path in ("/healthz", "/v1/task", "/v1/none")]
+    responses += [_answered("/readyz", ScriptedClassifier(raising(ValueError("a bug"))))]
+    responses += [request(ScriptedClassifier(), "GET", "/v1/task", {"keys": str(keys)})]
+    assert [response.status_code for response in responses] == [200, 200, 404, 500, 401]
+    for response in responses:
+        assert response.headers["x-model-version"] == VERSION.fingerprint
+        assert response.headers["server-timing"].startswith("total;dur=")
+        assert response.headers["x-content-type-options"] == "nosniff"
+    assert len({response.headers["x-request-id"] for response in responses}) == len(responses)
+
+
+def test_a_client_does_not_choose_the_request_id() -> None:
+    response = request(ScriptedClassifier(), "GET", "/healthz", headers={"X-Request-ID": "mine"})
+    assert response.headers["x-request-id"] != "mine"
+
+
+def test_the_log_tells_who_asked_what_and_nothing_of_the_content(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key = add_key(keys, "front-desk")
+    headers = {"Authorization": f"Bearer {key}"}
+    upload: dict[str, Any] = {"files": {"video": ("secret-name.mp4", b"secret-bytes")}, "data": {"context": "secret-context"}}
+    with caplog.at_level("INFO"):
+        response = request(ScriptedClassifier(), "POST", "/v1/classify", {"keys": str(keys)}, headers=headers, **upload)
+        request(ScriptedClassifier(), "GET", "/secret-path?secret-query", {"keys": str(keys)}, headers=headers)
+        request(ScriptedClassifier(), "SECRET", "/v1/task", {"keys": str(keys)}, headers=headers)
+    said = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("serve"))
+    assert f"request_id={response.headers['x-request-id']} key=front-desk method=POST route=/v1/classify status=200" in said
+    assert "secret" not in said.lower() and key not in said
