@@ -40,15 +40,18 @@ Threshold = Annotated[
 TopK = Annotated[int | None, Form(ge=1, description="how many of the probabilities are told, the highest first; all if left out")]
 
 
-def build_app(classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int) -> FastAPI:
-    """The service around `classifier`, which sees at most that many classifications and rationales at once."""
+def build_app(
+    classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int, *, proxy_adds_id: bool = False
+) -> FastAPI:
+    """The service around `classifier`, which sees at most that many classifications and rationales at once. `proxy_adds_id` is as in
+    `serve.envelope.Envelope`."""
     summary = "Video classification with reasons on demand"
     # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
     app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
     # The last is the outermost: a request without a key is refused before a byte of its body is read.
     app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes, timeout_s=config.body_timeout_s)
     app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))
-    app.add_middleware(Envelope, model_version=classifier.version.fingerprint)
+    app.add_middleware(Envelope, model_version=classifier.version.fingerprint, proxy_adds_id=proxy_adds_id)
     answer_with_problems(app)
     # For the description alone: `KeyGate` has looked at it by then.
     needs_key = [Security(HTTPBearer(auto_error=False, description="a key of the service, where it has keys"))]

@@ -48,7 +48,8 @@ class Replica:
         self._classifier = VideoClassifier(engine, decoders, model, sampling)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._classifier, self._config.serve, _max_classifying(self._config), _max_explaining(self._config))
+        sizes = _max_classifying(self._config), _max_explaining(self._config)
+        return build_app(self._classifier, self._config.serve, *sizes, proxy_adds_id=True)
 
     async def check_health(self) -> None:
         await self._classifier.check_health()

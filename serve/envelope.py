@@ -7,10 +7,11 @@ file names, no paths that a client has made up.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.problems import problem, unexpected
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = "X-Request-ID"
 MODEL_VERSION = "X-Model-Version"
 
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+"""What may go into a line of log."""
+
 _CAREFUL = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -28,18 +32,23 @@ _CAREFUL = {
 
 
 class Envelope:
-    """ASGI middleware. The request's id and when it came (`time.perf_counter`) stand in the scope's state as `request_id` and `began`; no
-    client chooses them."""
+    """ASGI middleware. The request's id and when it came (`time.perf_counter`) stand in the scope's state as `request_id` and `began`.
 
-    def __init__(self, app: ASGIApp, model_version: str) -> None:
+    With `proxy_adds_id` the id is that of the request's X-Request-ID, which Ray Serve's proxy makes unless the client has sent one, puts
+    into its own log, and adds to the response. Else no client chooses it.
+    """
+
+    def __init__(self, app: ASGIApp, model_version: str, proxy_adds_id: bool = False) -> None:
         self.app = app
         self._model_version = model_version
+        self._proxy_adds_id = proxy_adds_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = secrets.token_hex(8)
+        given = Headers(scope=scope).get(REQUEST_ID, "") if self._proxy_adds_id else ""
+        request_id = given if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
         started = time.perf_counter()
         state |= {"request_id": request_id, "began": started}
@@ -50,7 +59,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID] = request_id
+                if not self._proxy_adds_id:
+                    headers[REQUEST_ID] = request_id
                 headers[MODEL_VERSION] = self._model_version
                 headers["Server-Timing"] = f"total;dur={1000 * (time.perf_counter() - started):.1f}"
                 for name, value in _CAREFUL.items():

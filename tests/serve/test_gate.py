@@ -1,5 +1,6 @@
 """Who is let in, walked over every route of the app; and what every response has."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,20 @@ def test_every_response_has_an_id_the_models_version_and_its_time(keys: Path) ->
 def test_a_client_does_not_choose_the_request_id() -> None:
     response = request(ScriptedClassifier(), "GET", "/healthz", headers={"X-Request-ID": "mine"})
     assert response.headers["x-request-id"] != "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "is_taken"), [("0f-proxy-made-this", True), ("x" * 65, False), ("a b\tc: key=admin", False), ("", False)]
+)
+def test_behind_a_proxy_that_gives_ids_its_is_the_one_unless_it_could_forge_a_log(given: str, is_taken: bool) -> None:
+    async def send() -> httpx.Response:
+        app = build_app(ScriptedClassifier(), ServeConfig(), 1, 1, proxy_adds_id=True)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
+            return await http.post("/v1/classify", files={"video": b"x"}, headers={"X-Request-ID": given})
+
+    response = asyncio.run(send())
+    assert "x-request-id" not in response.headers, "it adds that itself"
+    assert (response.json()["request_id"] == given) == is_taken and response.json()["request_id"]
 
 
 def test_the_log_tells_who_asked_what_and_nothing_of_the_content(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
