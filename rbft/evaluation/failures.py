@@ -51,8 +51,9 @@ class FailureAnalysis:
     only_baseline: tuple[str, ...]
 
     def lines(self) -> list[tuple[str, PairedCounts]]:
-        """Title and counts: all videos, then each value of each attribute."""
-        values = [(f"{name}: {value}", counts) for name, by_value in self.by_attribute.items() for value, counts in by_value.items()]
+        """Title and counts: all videos, then each value of each attribute that not all of them share."""
+        telling = [(name, by_value) for name, by_value in self.by_attribute.items() if len(by_value) > 1]
+        values = [(f"{name}: {value}", counts) for name, by_value in telling for value, counts in by_value.items()]
         return [("all", self.overall), *values]
 
 

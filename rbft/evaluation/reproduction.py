@@ -43,6 +43,9 @@ class TableSpec:
         return self.methods is _COMPARISON
 
 
+_OVERALL = ("accuracy", "balanced accuracy", "macro-F1")
+"""Columns that come first, before those of single labels."""
+
 _COMPARISON = {"zero-shot": "Zero-shot", "direct-sft-1": "Direct-SFT", "direct-sft-2": "", "rb-ft": "RB-FT"}
 
 
@@ -110,7 +113,7 @@ def make_table(
             if (row := theirs.pop((backbone, method), None)) is not None:
                 rows.append(_theirs(row, labels))
     rows += [_theirs(row, labels) for row in theirs.values()]
-    columns = ("accuracy", "balanced accuracy", "macro-F1", *(f"F1 {label}" for label in labels), *(f"recall {label}" for label in labels))
+    columns = (*_OVERALL, *(f"F1 {label}" for label in labels), *(f"recall {label}" for label in labels))
     return PaperTable(spec.number, f"Table {spec.number}: {spec.title} ({dataset})", columns, tuple(rows), _notes(labels))
 
 
@@ -151,8 +154,9 @@ def _notes(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def table_text(table: PaperTable) -> str:
-    """For a terminal."""
-    lines = [["", *table.columns, ""], *([row.name, *row.cells, row.note] for row in table.rows)]
+    """For a terminal: intervals of the overall scores only, as a line has an end."""
+    narrow = [(*row.cells[: len(_OVERALL)], *(cell.partition(" [")[0] for cell in row.cells[len(_OVERALL) :])) for row in table.rows]
+    lines = [["", *table.columns, ""], *([row.name, *cells, row.note] for row, cells in zip(table.rows, narrow, strict=True))]
     return "\n".join([table.title, "", *aligned(lines), "", *table.notes])
 
 

@@ -54,6 +54,12 @@ def test_labels_and_categories_are_known_without_being_told() -> None:
     )
 
 
+def test_what_all_videos_share_has_no_line() -> None:
+    attributes = {"split": {"test": {"v0", "v1"}}, "kind": {"x": {"v0"}, "y": {"v1"}}}
+    found = analyse_failures(predictions(["a", "b"]), predictions(["a", "a"]), names=("new", "old"), attributes=attributes)
+    assert [title for title, _ in found.lines()] == ["all", "kind: x", "kind: y"]
+
+
 def test_systems_on_other_videos_are_refused() -> None:
     with pytest.raises(DataError, match=r"new and old are not paired: v1 \(of 1\)"):
         analyse_failures(predictions(["a", "a"]), predictions(["a"]), names=("new", "old"), attributes={})

@@ -83,3 +83,5 @@ def test_text_json_and_page_say_the_same() -> None:
         assert row.name.replace("'", "&#39;") in page and row.name in text
     assert "&lt;a &amp; b&gt;" in page and "<script" not in page
     assert [row["name"] for row in content["rows"]] == [row.name for row in table.rows]
+    (line,) = (line for line in text.splitlines() if line.startswith("RB-FT  "))
+    assert line.count("[") == 3 and "91.67 %" in line, "of the overall scores only"
