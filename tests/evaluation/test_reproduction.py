@@ -70,6 +70,13 @@ def test_other_labels_have_no_column_of_the_papers_and_that_is_said() -> None:
     assert "paper: Qwen2.5-VL-7B, RB-FT" in table_text(table)
 
 
+def test_of_systems_that_give_one_answer_for_all_none_is_said_to_be_better() -> None:
+    one_answer = metrics_from_confusion([[40, 0], [60, 0]], SMARTHOME_LABELS)
+    for systems, is_said in (((one_answer, one_answer), True), ((one_answer, OURS), False)):
+        table = make_table(TABLES[1], "a world", SMARTHOME_LABELS, {QWEN25: dict(zip(("zero-shot", "rb-ft"), systems, strict=True))}, {})
+        assert any("none is above one answer for all" in note for note in table.notes) == is_said
+
+
 def test_text_json_and_page_say_the_same() -> None:
     table = make_table(TABLES[3], "<a & b>", SMARTHOME_LABELS, {QWEN25: dict.fromkeys(TABLES[3].systems, OURS)}, {})
     rows = [
