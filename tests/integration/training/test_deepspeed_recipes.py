@@ -18,7 +18,7 @@ from tests.training.engines import STEADY, adapter_steps, each, engine_bytes, fi
 from tests.training.stages import make_items, make_training
 from tests.training.workers import run_workers
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 RECIPES = {path.stem: path for path in sorted((CONFIGS / "deepspeed").glob("*.yaml"))}
 LORA = {"rank": 4, "vision": "all"}
 
