@@ -8,17 +8,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rbft.config import is_loopback
 from rbft.errors import UnauthorizedError
 from rbft.keys import Key, KeyRing
+from serve.page import PAGE_PATHS
 from serve.problems import problem
 
-OPEN_PATHS = frozenset(("/healthz", "/readyz"))
-"""What a load balancer asks, which has no key. They tell whether it works, and, as every response, which model it is."""
+OPEN_PATHS = frozenset(("/healthz", "/readyz")) | PAGE_PATHS
+"""What may be read without a key. A load balancer has none; it learns whether the service works, and, as from every response, which model
+it is. A browser has none before the page has asked for it; the page is the same for everybody and tells nothing of the service."""
 
 _NO_KEYS = Key("none", "")
 """Whose requests are where the service has no keys."""
 
 
 class KeyGate:
-    """ASGI middleware: a request to any path but `OPEN_PATHS`, known or not, needs a key of `ring`. The key is left in the scope's state.
+    """ASGI middleware: a request for any path, known or not, needs a key of `ring`, unless it reads one of `OPEN_PATHS`. The key is left
+    in the scope's state.
 
     Without a ring only this machine is answered: its address, and its name in the Host header, so that neither a proxy that listens more
     widely than it was told nor a page in a browser that has its own name point here (DNS rebinding) gets in.
@@ -29,7 +32,8 @@ class KeyGate:
         self._ring = ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
+        is_open = scope["type"] == "http" and scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD")
+        if scope["type"] == "lifespan" or is_open:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":  # A WebSocket, which no route takes: refused before it is accepted.
