@@ -177,6 +177,7 @@ async function why() {
   byId("ask").textContent = "Stop";
   const text = element("p");
   byId("rationale").replaceChildren(text);
+  byId("rationale").classList.add("writing");
   await run("The model writes …", async (signal) => {
     for await (const [name, data] of eventsOf(await askWhy(mine, signal))) {
       if (name === "text") text.append(data.text);
@@ -193,6 +194,7 @@ async function why() {
 
 function endOfWhy(hasText) {
   delete byId("ask").dataset.writes;
+  byId("rationale").classList.remove("writing");
   byId("ask").textContent = hasText ? "Ask again" : "Ask why";
   byId("why").hidden = !hasText;
 }
@@ -230,7 +232,7 @@ function showAnswer(answer) {
   endOfWhy(false);
   byId("shell").replaceChildren(...commandsOf(video).map(command));
   byId("result").hidden = false;
-  if (byId("result").getBoundingClientRect().top > innerHeight / 2) byId("status").scrollIntoView({ block: "start" });
+  if (byId("result").getBoundingClientRect().top > innerHeight / 2) byId("result").scrollIntoView({ block: "start" });
 }
 
 function bar(label, share, isAnswer) {
@@ -245,7 +247,7 @@ function bar(label, share, isAnswer) {
 function howOf({ calibration, threshold, video: seen, timing_s }) {
   const parts = [calibration ? `Calibrated on ${calibration.num_clips} videos` : "Not calibrated"];
   if (threshold !== null && threshold !== undefined) parts.push(`“${task.labels[1]}” from ${percent(threshold)} on`);
-  parts.push(`${seen.num_frames} frames of ${seconds(seen.duration_s)} seen`);
+  parts.push(`${seen.num_frames} frames seen of ${seconds(seen.duration_s)}`);
   if (timing_s.total !== undefined) parts.push(`answered in ${timing_s.total.toFixed(2)} s`);
   return `${parts.join("; ")}.`;
 }
@@ -307,7 +309,7 @@ function quoted(word) {
 }
 
 function command(line) {
-  const shown = element("pre", { textContent: line });
+  const shown = element("pre", { textContent: line, tabIndex: 0 }); // for whoever scrolls it by keyboard
   const button = element("button", { type: "button", textContent: "Copy" });
   button.setAttribute("aria-label", `Copy: ${line}`);
   button.onclick = async () => {
@@ -332,8 +334,8 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const seconds = (time_s) => `${time_s.toFixed(1)} s`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+const seconds = (time_s) => `${time_s.toFixed(1)}\u00a0s`;
 const lasting = (time_s) => (time_s >= 120 ? `${Math.round(time_s / 60)} minutes` : `${time_s} s`);
 const rate = (fps) => (fps === 1 ? "a frame a second" : `${fps} frames a second`);
 const listed = (words) => (words.length > 6 ? `${words.length} kinds of videos apart` : `${words.slice(0, -1).join(", ")} and ${words.at(-1)} videos apart`);

@@ -86,8 +86,19 @@ def test_samples_are_told_by_number_and_those_that_are_not_there_left_out(tmp_pa
         422,
         404,
     ]
-    files[0].unlink()
-    assert get("/v1/samples/1").status_code == 404
+
+
+def test_a_sample_that_goes_while_the_service_runs_is_not_found(tmp_path: Path) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"first")
+
+    async def scenario() -> list[int]:
+        async with client_of(ScriptedClassifier(), samples=(str(file),)) as http:
+            before = await http.get("/v1/samples/1")
+            file.unlink()
+            return [before.status_code, (await http.get("/v1/samples/1")).status_code]
+
+    assert asyncio.run(scenario()) == [200, 404]
 
 
 def test_there_are_no_samples_unless_they_are_named(repository: Path) -> None:

@@ -45,7 +45,7 @@ def test_every_route_is_closed_but_health(keys: Path) -> None:
         ("GET", "/assets/page.js"),
         ("GET", "/v1/samples/1"),
         ("GET", "/healthz/"),
-        ("GET", "//readyz"),
+        ("GET", "http://127.0.0.1//readyz"),
         ("OPTIONS", "/v1/classify"),
         ("GET", "/metrics"),
     }

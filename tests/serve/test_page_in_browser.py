@@ -107,13 +107,13 @@ def test_an_upload_shows_label_probabilities_and_frames(page: Page, url: str, cl
     page.wait_for(f"{FRAMES} === 4")
     assert _text(page, "#label") == "abnormal"
     assert page.run("[...document.querySelectorAll('#bars li')].map(e => e.innerText.split('\\n'))") == [
-        ["abnormal", "75.0 %"],
-        ["normal", "25.0 %"],
+        ["abnormal", "75.0\N{NO-BREAK SPACE}%"],
+        ["normal", "25.0\N{NO-BREAK SPACE}%"],
     ]
     widths = page.run("[...document.querySelectorAll('.bar')].map(e => e.offsetWidth / e.parentElement.offsetWidth)")
     assert widths == pytest.approx([0.75, 0.25], abs=0.01)
     assert page.run("[...document.querySelectorAll('#frames img')].map(e => [e.alt, e.naturalWidth > 0])") == [
-        [f"Frame at {time_s}.0 s", True] for time_s in range(4)
+        [f"Frame at {time_s}.0\N{NO-BREAK SPACE}s", True] for time_s in range(4)
     ]
     assert "Answered: abnormal" in _text(page, "#status")
     assert classifier.num_bytes == [clip_path.stat().st_size]
@@ -169,7 +169,6 @@ def test_markup_in_a_rationale_is_text(page: Page, url: str, classifier: Looking
         "document.body.innerHTML = '<img src=x onerror=evil>'",
         "document.body.setAttribute('onclick', 'evil')",
         "document.body.append(Object.assign(document.createElement('script'), { text: 'evil' }))",
-        "eval('evil')",
     ],
 )
 def test_a_mistake_that_made_code_of_text_would_be_refused(page: Page, url: str, attack: str) -> None:
@@ -254,6 +253,8 @@ def test_with_the_keyboard_alone(page: Page, url: str, classifier: Looking) -> N
     classifier.tell(3)
     page.wait_for("document.querySelector('#rationale dd')")
     assert page.run("document.activeElement.id") == "ask", "the focus stays"
+    tab_to("#result summary")
+    page.press("Enter")
     tab_to(".command button")
 
 
@@ -267,7 +268,7 @@ def test_a_screen_reader_finds_names_for_all_it_can_reach(page: Page, url: str, 
         == []
     )
     assert page.run("document.documentElement.lang") == "en"
-    assert page.run("[...document.querySelectorAll('h1, h2, h3')].map(e => e.tagName)") == ["H1", "H2", "H3", "H3", "H3"]
+    assert page.run("[...document.querySelectorAll('h1, h2, h3')].map(e => e.tagName)") == ["H1", "H2", "H3", "H3"]
 
 
 @pytest.mark.parametrize("width", [320, PHONE, DESK])
@@ -280,6 +281,7 @@ def test_nothing_is_wider_than_the_window(page: Page, url: str, classifier: Look
     classifier.tell()
     page.click("#ask")
     page.wait_for("document.querySelector('#rationale dd')")
+    page.run("document.querySelectorAll('details').forEach(e => e.open = true)")
     assert page.run("document.documentElement.scrollWidth") == width
     small = "[...document.querySelectorAll('button:not(.link)')].filter(e => e.checkVisibility() && e.offsetHeight < 44).length"
     assert page.run(small) == 0, "fingers need 44 pixels"
@@ -292,10 +294,11 @@ def test_the_commands_can_be_pasted_into_a_shell(page: Page, url: str, clip_path
     page.run("document.querySelector('#context').value = \"a 'title'\"")
     page.choose_file("#file", odd)
     page.wait_for(SEEN)
-    first, second = page.run("[...document.querySelectorAll('pre')].map(e => e.innerText)")
+    first, second = page.run("[...document.querySelectorAll('pre')].map(e => e.textContent)")
     quoted = "'video=@\"it'\\''s; $(touch x), \\\"here\\\".mp4\"'"
     assert first == f"curl -F {quoted} --form-string 'context=a '\\''title'\\''' {url}/v1/classify"
     assert second.startswith('curl -N -H "Accept: text/event-stream" -F video_id=') and second.endswith(f" {url}/v1/rationale")
+    page.click("#result summary")
     page.click(".command button")
     page.wait_for("['Copied', 'Selected'].includes(document.querySelector('.command button').innerText)")
 
@@ -321,7 +324,7 @@ def test_a_service_with_keys_is_asked_for_one_and_it_stays_in_the_tab(
         page.wait_for("!document.querySelector('#choose').hidden")
         page.click("#samples button")
         page.wait_for(f"{SEEN} && {FRAMES} === 4")
-        commands = _text(page, "#shell")
+        commands = page.run("document.querySelector('#shell').textContent")
         assert '-H "Authorization: Bearer $RBFT_KEY"' in commands and key not in page.run("document.documentElement.outerHTML")
         assert page.run("[document.cookie, localStorage.length, sessionStorage.length]") == ["", 0, 1]
         remove_key(keys, "a")
