@@ -24,7 +24,8 @@ class KeyGate:
     in the scope's state.
 
     Without a ring only this machine is answered: its address, and its name in the Host header, so that neither a proxy that listens more
-    widely than it was told nor a page in a browser that has its own name point here (DNS rebinding) gets in.
+    widely than it was told nor a page in a browser that has its own name point here (DNS rebinding) gets in. Nor does another site's page
+    that posts here blindly: browsers say so in Sec-Fetch-Site.
     """
 
     def __init__(self, app: ASGIApp, ring: KeyRing | None) -> None:
@@ -42,7 +43,7 @@ class KeyGate:
         headers = Headers(scope=scope)
         if self._ring is None:
             if not _is_local(scope, headers):
-                detail = "this service has no keys, so it answers its own machine only; start it with serve.keys to let others in"
+                detail = "this service has no keys, so it answers its own machine and page only; start it with serve.keys to let others in"
                 await problem(403, UnauthorizedError.code, detail)(scope, receive, send)
                 return
             key = _NO_KEYS
@@ -62,4 +63,5 @@ def _is_local(scope: Scope, headers: Headers) -> bool:
     client: tuple[str, int] | None = scope.get("client")
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return client is not None and is_loopback(client[0]) and is_loopback(name)
+    is_from_elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    return client is not None and is_loopback(client[0]) and is_loopback(name) and not is_from_elsewhere

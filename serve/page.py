@@ -6,8 +6,9 @@ Whatever the page knows of the service it asks for over the API, as any other cl
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse
@@ -44,7 +45,7 @@ def page() -> APIRouter:
     return router
 
 
-def _sender(file: Path) -> object:
+def _sender(file: Path) -> Callable[[], Coroutine[Any, Any, FileResponse]]:
     async def send() -> FileResponse:
         return FileResponse(file, media_type=_MEDIA_TYPES[file.suffix], headers={"Content-Security-Policy": _POLICY})
 
@@ -65,7 +66,9 @@ def find_samples(named: Sequence[str]) -> list[Path]:
 def samples(paths: Sequence[Path]) -> APIRouter:
     """The clips at `paths` by their number, from 1 on; their names stay here."""
     router = APIRouter()
-    described_file = {200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
+    described_file: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    }
 
     @router.get(
         "/v1/samples/{number}",

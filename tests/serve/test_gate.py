@@ -100,6 +100,14 @@ def test_without_keys_only_this_machine_by_its_own_name_is_answered() -> None:
     assert status("10.0.0.7", "evil.example", "/healthz") == 200
 
 
+def test_without_keys_another_sites_page_is_refused_and_ours_is_not() -> None:
+    def status(site: str) -> int:
+        upload = {"video": ("clip.mp4", b"some bytes")}
+        return request(ScriptedClassifier(), "POST", "/v1/classify", headers={"Sec-Fetch-Site": site}, files=upload).status_code
+
+    assert [status(site) for site in ("same-origin", "none", "same-site", "cross-site", "new-kind")] == [200, 200, 403, 403, 403]
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "video.example"])
 def test_others_can_reach_it_only_with_keys(repository: Path, host: str) -> None:
     recipe = repository / "configs" / "miniature.yaml"
