@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from rbft.api import ClassifyAnswer, RationaleAnswer
 from rbft.config import ServeConfig
-from rbft.errors import OverloadedError
+from rbft.errors import EngineGoneError, OverloadedError
 from rbft.keys import add_key, remove_key
 from rbft.records import Clip
 from rbft.video.pool import DecodePool
@@ -39,6 +39,7 @@ class Looking(ScriptedClassifier):
     def __init__(self, decoders: DecodePool) -> None:
         super().__init__(pieces=("Scene: ", "a hallway ", "at night"))
         self._decoders = decoders
+        self.ranked = {"abnormal": 0.75, "normal": 0.25}
         self._told = threading.Semaphore(0)
         self.before_piece = self._wait
 
@@ -55,7 +56,7 @@ class Looking(ScriptedClassifier):
 
     async def classify(self, clip: Clip, context: str | None, threshold: float | None) -> ClassifyAnswer:
         answer = await super().classify(clip, context, threshold)
-        return answer.model_copy(update={"label": "abnormal", "video": facts(clip)})
+        return answer.model_copy(update={"label": "abnormal", "probabilities": self.ranked, "video": facts(clip)})
 
     async def explain(self, seen: Seen) -> AsyncGenerator[str | RationaleAnswer, None]:
         async for piece in super().explain(seen):
@@ -98,6 +99,13 @@ def _classified(page: Page, url: str, clip: Path, width: int = DESK) -> None:
     page.wait_for(SEEN)
 
 
+def _until(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
 def _text(page: Page, selector: str) -> str:
     return str(page.run(f"document.querySelector('{selector}').innerText"))
 
@@ -138,6 +146,68 @@ def test_a_rationale_comes_in_while_it_is_written(page: Page, url: str, classifi
     page.click("#ask")
     page.wait_for("document.querySelector('#status').innerText === 'Stopped.'")
     page.wait_for("document.querySelector('#ask').innerText === 'Ask again'")
+    _until(lambda: classifier.num_closed == 2, "the engine has nothing more to write")
+
+
+def test_a_rationale_that_fails_on_the_way_leaves_what_was_said_and_can_be_asked_again(
+    page: Page, url: str, classifier: Looking, clip_path: Path
+) -> None:
+    wait = classifier.before_piece
+
+    async def fail_at_the_second(number: int) -> None:
+        if number == 1:
+            raise EngineGoneError("the engine is being replaced")
+
+    classifier.before_piece = fail_at_the_second
+    _classified(page, url, clip_path)
+    page.click("#ask")
+    page.wait_for(WRONG)
+    assert "The engine is being replaced" in _text(page, "#error") and _text(page, "#rationale").strip() == "Scene:"
+    classifier.before_piece = wait
+    classifier.tell(3)
+    page.click("#error button")
+    page.wait_for("document.querySelector('#rationale dd')")
+    assert _text(page, "#rationale") == "Scene\na hallway at night"
+
+
+def test_of_two_videos_the_later_is_shown(page: Page, url: str, classifier: Looking, clip_path: Path, tmp_path: Path) -> None:
+    has_come, may_go_on = threading.Event(), threading.Event()
+
+    async def wait_once() -> None:
+        if not has_come.is_set():
+            has_come.set()
+            await asyncio.to_thread(may_go_on.wait)
+
+    classifier.act = wait_once
+    later = tmp_path / "later.mp4"
+    later.write_bytes(clip_path.read_bytes())
+    _opened(page, url)
+    page.choose_file("#file", clip_path)
+    _until(has_come.is_set, "the first video is looked at")
+    assert "Looking at the video" in _text(page, "#status")
+    page.choose_file("#file", later)
+    page.wait_for(SEEN)
+    may_go_on.set()
+    assert _text(page, "#source") == "later.mp4" and page.run("document.querySelector('#error').hidden")
+
+
+def test_of_many_labels_the_likeliest_are_shown_until_all_are_asked_for(page: Page, url: str, classifier: Looking, clip_path: Path) -> None:
+    classifier.ranked = {f"label {number}": 0.5**number for number in range(1, 12)}
+    _classified(page, url, clip_path)
+    shown = "[...document.querySelectorAll('#bars .name')].filter(e => e.checkVisibility()).length"
+    assert page.run(shown) == 8
+    page.click("#bars button")
+    assert page.run(shown) == 11
+
+
+def test_a_service_that_keeps_no_video_says_so_and_explains_by_a_second_upload(page: Page, classifier: Looking, clip_path: Path) -> None:
+    with listening(build_app(classifier, ServeConfig(clip_cache_bytes=0), 2, 1)) as url:
+        _classified(page, url, clip_path)
+        assert "keeps no frames" in _text(page, "#no-frames")
+        classifier.tell(3)
+        page.click("#ask")
+        page.wait_for("document.querySelector('#rationale dd')")
+    assert len(classifier.paths) == 2
 
 
 def test_a_video_that_the_service_has_no_more_is_uploaded_again_for_its_rationale(page: Page, classifier: Looking, clip_path: Path) -> None:
