@@ -1,4 +1,4 @@
-"""The page at `/` and what it offers: three files that are the same for everybody, and the sample clips of the configuration.
+"""The page at `/` and what it offers: files that are the same for everybody, and the sample clips of the configuration.
 
 Whatever the page knows of the service it asks for over the API, as any other client, with a key where the service has keys.
 """
@@ -18,7 +18,8 @@ from serve.problems import described
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent / "assets"
-_FILES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+_BESIDE = ("page.css", "page.js", "ask.js", "answers.js", "curl.js", "words.js")
+_FILES = {"/": "page.html"} | {f"/{name}": name for name in _BESIDE}
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 PAGE_PATHS = frozenset(_FILES)
 
@@ -38,7 +39,7 @@ _POLICY = "; ".join(
 
 
 def page() -> APIRouter:
-    """The page, its style sheet and its script."""
+    """The page, its style sheet and its scripts."""
     router = APIRouter(include_in_schema=False)
     for path, name in _FILES.items():
         router.add_api_route(path, _sender(_FOLDER / name), methods=["GET"])

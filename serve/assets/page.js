@@ -1,66 +1,13 @@
-// The page at `/`: a client of /v1 like any other. Whatever comes from outside becomes text, never HTML; nothing is kept but the key, and that in this tab.
-"use strict";
+// The page at `/`, a client of /v1 like any other: what goes on in it. Nothing is kept but the key, and that in this tab.
 
-const KEY = "rbft-key";
-const MAX_BARS = 8;
-const COPIED_MS = 2000;
-const byId = (id) => document.getElementById(id);
+import { Refusal, ask, eventsOf, forgetKey, formOf, keepKey, key } from "/ask.js";
+import { howOf, picture, showBars, showRationale } from "/answers.js";
+import { command, commandsOf } from "/curl.js";
+import { byId, element, lasting, listed, percent, rate } from "/words.js";
 
 let task = null; // TaskAnswer
 let video = null; // what was chosen last: file, the name it has in a shell, number of the sample, context, and once answered its id
 let running = new AbortController(); // whatever is being asked about it
-
-class Refusal extends Error {
-  constructor(detail, { status = 0, code = "", retryAfterS = null } = {}) {
-    super(detail);
-    Object.assign(this, { status, code, retryAfterS });
-  }
-}
-
-// --- asking the service ---
-
-async function ask(path, { form = null, accept = "application/json", signal } = {}) {
-  const key = sessionStorage.getItem(KEY);
-  const headers = { Accept: accept, ...(key && { Authorization: `Bearer ${key}` }) };
-  let response;
-  try {
-    response = await fetch(path, { method: form ? "POST" : "GET", body: form, headers, signal, credentials: "omit" });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Refusal("The service does not answer.", { retryAfterS: 0 });
-  }
-  if (response.ok) return response;
-  const problem = await response.json().catch(() => ({}));
-  const retryAfterS = [429, 502, 503, 504].includes(response.status) ? Number(response.headers.get("Retry-After")) || 0 : null;
-  throw new Refusal(problem.detail || `The service answers ${response.status}.`, { status: response.status, code: problem.code, retryAfterS });
-}
-
-function formOf(fields) {
-  const form = new FormData();
-  for (const [name, value] of Object.entries(fields)) {
-    if (value instanceof Blob) form.append(name, value, "video"); // the file's own name stays here
-    else if (value) form.append(name, value);
-  }
-  return form;
-}
-
-// The events of a stream, as [name, data].
-async function* eventsOf(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const blocks = (rest + value).split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const [name, data] = block.split("\n");
-      yield [name.slice("event: ".length), JSON.parse(data.slice("data: ".length))];
-    }
-  }
-}
-
-// --- what goes on ---
 
 // Do `work(signal)` in place of what was going on; says what it comes to, or what went wrong and, where that may help, how to try `again`.
 async function run(said, work, again = () => run(said, work)) {
@@ -105,8 +52,8 @@ function hideError() {
 }
 
 function askForKey() {
-  const hadOne = sessionStorage.getItem(KEY) !== null;
-  sessionStorage.removeItem(KEY);
+  const hadOne = key() !== null;
+  forgetKey();
   byId("forget").hidden = true;
   byId("choose").hidden = byId("result").hidden = true;
   byId("key-form").hidden = false;
@@ -117,7 +64,7 @@ function askForKey() {
 async function begin() {
   await run("", async (signal) => {
     task = await (await ask("/v1/task", { signal })).json();
-    const hasKey = sessionStorage.getItem(KEY) !== null;
+    const hasKey = key() !== null;
     byId("key-form").hidden = true;
     byId("forget").hidden = !hasKey;
     showTask();
@@ -183,7 +130,7 @@ async function why() {
       if (name === "text") text.append(data.text);
       else if (name === "problem") throw new Refusal(data.detail, { status: data.status, code: data.code, retryAfterS: data.status >= 502 ? 0 : null });
       else if (name === "end") {
-        showRationale(data);
+        showRationale(data, task.headings);
         return "The rationale is complete.";
       }
     }
@@ -212,44 +159,15 @@ async function askWhy(chosen, signal) {
   return ask("/v1/rationale", { form: formOf({ video: chosen.file, context: chosen.context }), accept, signal });
 }
 
-// --- what is shown ---
-
 function showAnswer(answer) {
   byId("source").textContent = video.sample ? `Sample ${video.sample}` : video.name;
   byId("label").textContent = answer.label;
-  const bars = Object.entries(answer.probabilities).map(([label, share]) => bar(label, share, label === answer.label));
-  const left = bars.slice(MAX_BARS);
-  for (const one of left) one.hidden = true;
-  byId("bars").replaceChildren(...bars);
-  if (left.length) {
-    const showAll = (event) => {
-      for (const one of left) one.hidden = false;
-      event.target.parentElement.remove();
-    };
-    byId("bars").append(element("li", {}, element("button", { type: "button", className: "link", textContent: `All ${bars.length} labels`, onclick: showAll })));
-  }
-  byId("how").textContent = howOf(answer);
+  showBars(answer);
+  byId("how").textContent = howOf(answer, task.labels);
   endOfWhy(false);
-  byId("shell").replaceChildren(...commandsOf(video).map(command));
+  byId("shell").replaceChildren(...commandsOf(video).map((line) => command(line, say)));
   byId("result").hidden = false;
   if (byId("result").getBoundingClientRect().top > innerHeight / 2) byId("result").scrollIntoView({ block: "start" });
-}
-
-function bar(label, share, isAnswer) {
-  const filled = element("span", { className: "bar" });
-  filled.style.width = `${100 * share}%`;
-  const track = element("span", { className: "track" }, filled);
-  track.setAttribute("aria-hidden", "true");
-  const name = element("span", { className: "name", textContent: label });
-  return element("li", { className: isAnswer ? "answered" : "" }, name, track, element("span", { className: "value", textContent: percent(share) }));
-}
-
-function howOf({ calibration, threshold, video: seen, timing_s }) {
-  const parts = [calibration ? `Calibrated on ${calibration.num_clips} videos` : "Not calibrated"];
-  if (threshold !== null && threshold !== undefined) parts.push(`“${task.labels[1]}” from ${percent(threshold)} on`);
-  parts.push(`${seen.num_frames} frames seen of ${seconds(seen.duration_s)}`);
-  if (timing_s.total !== undefined) parts.push(`answered in ${timing_s.total.toFixed(2)} s`);
-  return `${parts.join("; ")}.`;
 }
 
 async function showFrames(chosen) {
@@ -269,77 +187,6 @@ async function showFrames(chosen) {
   }
 }
 
-function picture({ time_s, uri, width, height }) {
-  const image = element("img", { src: uri, width, height, alt: `Frame at ${seconds(time_s)}` });
-  const caption = element("figcaption", { textContent: seconds(time_s) });
-  caption.setAttribute("aria-hidden", "true"); // the picture says it
-  return element("figure", {}, image, caption);
-}
-
-function showRationale({ text, sections, gates, finish_reason }) {
-  const found = Object.entries(sections);
-  const isWhole = found.length > 0 && found.length === task.headings.length;
-  const list = () => element("dl", {}, ...found.flatMap(([heading, said]) => [element("dt", { textContent: heading }), element("dd", { textContent: said })]));
-  byId("rationale").replaceChildren(isWhole ? list() : element("p", { textContent: text }));
-  const failed = Object.keys(gates).filter((gate) => !gates[gate]);
-  const num = Object.keys(gates).length;
-  const said = [];
-  if (finish_reason === "length") said.push("Cut off: it would have been longer.");
-  if (num) said.push(failed.length ? `${num - failed.length} of ${num} checks of the text passed; not: ${failed.join(", ").replaceAll("_", " ")}.` : `All ${num} checks of the text passed.`);
-  byId("checks").textContent = said.join(" ");
-}
-
-// --- the same from a shell ---
-
-function commandsOf({ name, sample, context, id }) {
-  const curl = sessionStorage.getItem(KEY) === null ? "curl" : 'curl -H "Authorization: Bearer $RBFT_KEY"';
-  const url = `${location.origin}/v1`;
-  // A comma or semicolon would mean something to curl.
-  const path = /[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name;
-  const text = context ? ` --form-string ${quoted(`context=${context}`)}` : "";
-  return [
-    ...(sample ? [`${curl} -o ${name} ${url}/samples/${sample}`] : []),
-    `${curl} -F ${quoted(`video=@${path}`)}${text} ${url}/classify`,
-    `${curl} -N -H "Accept: text/event-stream" ${id ? `-F video_id=${id}` : `-F ${quoted(`video=@${path}`)}${text}`} ${url}/rationale`,
-  ];
-}
-
-function quoted(word) {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
-}
-
-function command(line) {
-  const shown = element("pre", { textContent: line, tabIndex: 0 }); // for whoever scrolls it by keyboard
-  const button = element("button", { type: "button", textContent: "Copy" });
-  button.setAttribute("aria-label", `Copy: ${line}`);
-  button.onclick = async () => {
-    try {
-      await navigator.clipboard.writeText(line); // there over https and on this machine only
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(shown);
-      button.textContent = "Selected";
-    }
-    say(`${button.textContent}.`);
-    setTimeout(() => (button.textContent = "Copy"), COPIED_MS);
-  };
-  return element("div", { className: "command" }, shown, button);
-}
-
-// --- words ---
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
-
-const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
-const seconds = (time_s) => `${time_s.toFixed(1)}\u00a0s`;
-const lasting = (time_s) => (time_s >= 120 ? `${Math.round(time_s / 60)} minutes` : `${time_s} s`);
-const rate = (fps) => (fps === 1 ? "a frame a second" : `${fps} frames a second`);
-const listed = (words) => (words.length > 6 ? `${words.length} kinds of videos apart` : `${words.slice(0, -1).join(", ")} and ${words.at(-1)} videos apart`);
-
 // --- the person ---
 
 byId("file").addEventListener("change", () => {
@@ -349,14 +196,14 @@ byId("file").addEventListener("change", () => {
 byId("ask").addEventListener("click", why);
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  const key = byId("key").value.trim();
+  const told = byId("key").value.trim();
   byId("key").value = "";
-  if (!/^[\x21-\x7e]+$/.test(key)) return showError(new Refusal("That is no key of this service: they are made of plain letters, digits and signs."));
-  sessionStorage.setItem(KEY, key);
+  if (!/^[\x21-\x7e]+$/.test(told)) return showError(new Refusal("That is no key of this service: they are made of plain letters, digits and signs."));
+  keepKey(told);
   begin();
 });
 byId("forget").addEventListener("click", () => {
-  sessionStorage.removeItem(KEY);
+  forgetKey();
   location.reload();
 });
 addEventListener("dragover", (event) => {

@@ -1,4 +1,4 @@
-"""What the page stands on: pictures of the sampled frames, sample clips, and three files that are the same for everybody."""
+"""What the page stands on: pictures of the sampled frames, sample clips, and files that are the same for everybody."""
 
 import asyncio
 import base64
@@ -123,5 +123,8 @@ def test_the_page_is_open_and_may_load_from_the_service_alone(path: str, tmp_pat
 def test_the_page_loads_only_what_is_served_beside_it_and_has_nothing_inline() -> None:
     html = request(ScriptedClassifier(), "GET", "/").text
     loaded = set(re.findall(r'(?:src|href)="([^"#]*)"', html))
+    for path in PAGE_PATHS:
+        if path.endswith(".js"):
+            loaded |= set(re.findall(r'from "([^"]*)"', request(ScriptedClassifier(), "GET", path).text))
     assert loaded == (PAGE_PATHS - {"/"}) | {"data:,"}
     assert not re.search(r"<script(?! src)|<style|\sstyle=|\son\w+=", html)
