@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -357,7 +359,8 @@ def test_nothing_is_wider_than_the_window(page: Page, url: str, classifier: Look
     assert page.run(small) == 0, "fingers need 44 pixels"
 
 
-def test_the_commands_can_be_pasted_into_a_shell(page: Page, url: str, clip_path: Path, tmp_path: Path) -> None:
+def test_the_commands_can_be_pasted_into_a_shell(page: Page, url: str, classifier: Looking, clip_path: Path, tmp_path: Path) -> None:
+    classifier.tell(3)
     odd = tmp_path / 'it\'s; $(touch x), "here".mp4'
     odd.write_bytes(clip_path.read_bytes())
     _opened(page, url)
@@ -367,6 +370,10 @@ def test_the_commands_can_be_pasted_into_a_shell(page: Page, url: str, clip_path
     first, second = page.run("[...document.querySelectorAll('pre')].map(e => e.textContent)")
     quoted = "'video=@\"it'\\''s; $(touch x), \\\"here\\\".mp4\"'"
     assert first == f"curl -F {quoted} --form-string 'context=a '\\''title'\\''' {url}/v1/classify"
+    if shutil.which("curl"):
+        done = subprocess.run(["bash", "-c", f"{first}; {second}"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
+        assert '"label":"abnormal"' in done.stdout and "event: end" in done.stdout
+        assert classifier.explained[-1].context == "a 'title'" and not (tmp_path / "x").exists()
     assert second.startswith('curl -N -H "Accept: text/event-stream" -F video_id=') and second.endswith(f" {url}/v1/rationale")
     page.click("#result summary")
     page.click(".command button")
