@@ -106,6 +106,28 @@ class TextPiece(_Body):
     text: str
 
 
+class Frame(_Body):
+    """One of the frames that the model saw."""
+
+    time_s: float
+    """In the video."""
+    uri: str
+    """A JPEG as a data URI, smaller than what the model saw where that was larger than a picture on a page."""
+    width: int
+    height: int
+
+
+class FramesAnswer(_Body):
+    """The body of `POST /v1/frames`."""
+
+    frames: tuple[Frame, ...]
+    """All that were sampled, in the order of time."""
+    request_id: str
+    video_id: str
+    timing_s: dict[str, float]
+    """Seconds by phase: receive (the body), queue, encode; total is that of the whole request."""
+
+
 class Limits(_Body):
     """What the service takes."""
 
@@ -156,6 +178,8 @@ class TaskAnswer(_Body):
     for a model that this project has not trained."""
     sampled: Sampled
     limits: Limits
+    num_samples: int = 0
+    """Sample clips that `GET /v1/samples/{number}` has, from 1 on."""
 
 
 class Health(_Body):

@@ -108,7 +108,7 @@ def _welcome(config: RunConfig, port: int) -> str:
     curl = "curl" if config.serve.keys is None else 'curl -H "Authorization: Bearer $RBFT_KEY"'
     return "\n".join(
         [
-            f"ready: {url} (Ctrl-C ends it)",
+            f"ready: {url} (a page to try it on; Ctrl-C ends it)",
             f"  {curl} {url}/v1/task",
             f"  {curl} -F video=@clip.mp4 {url}/v1/classify",
             f"  {curl} -F video=@clip.mp4 {url}/v1/rationale",

@@ -12,10 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 
 from rbft import __version__
-from rbft.api import ClassifyAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
+from rbft.api import ClassifyAnswer, FramesAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
 from rbft.config import ServeConfig
 from rbft.keys import KeyRing
-from serve import events, examples
+from serve import events, examples, page
 from serve.envelope import Envelope
 from serve.keys import KeyGate
 from serve.limits import BodyLimit
@@ -56,8 +56,11 @@ def build_app(
     # For the description alone: `KeyGate` has looked at it by then.
     needs_key = [Security(HTTPBearer(auto_error=False, description="a key of the service, where it has keys"))]
     app.include_router(_uploads(Service(classifier, config, max_classifying, max_explaining)), dependencies=needs_key)
-    app.include_router(_about(classifier, config), dependencies=needs_key)
+    samples = page.find_samples(config.samples)
+    app.include_router(_about(classifier, config, len(samples)), dependencies=needs_key)
+    app.include_router(page.samples(samples), dependencies=needs_key)
     app.include_router(_health(classifier))
+    app.include_router(page.page())
     return app
 
 
@@ -103,10 +106,20 @@ def _uploads(service: Service) -> APIRouter:
         await while_connected(request.receive, stream.begin())
         return stream
 
+    @router.post(
+        "/frames",
+        responses=described_of(examples.SHOWN, *UPLOAD_STATUSES, 404),
+        summary="The frames that the model saw of a video classified a short while ago, as pictures for a person",
+    )
+    async def frames(
+        request: Request, video_id: Annotated[str, Form(max_length=64, description="as in the answer of `/v1/classify`")]
+    ) -> FramesAnswer:
+        return await while_connected(request.receive, service.show(_asker(request), video_id))
+
     return router
 
 
-def _about(classifier: Classifier, config: ServeConfig) -> APIRouter:
+def _about(classifier: Classifier, config: ServeConfig, num_samples: int) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/task", responses=described_of(examples.TASK, 401), summary="Labels, prompts, where the model comes from, limits")
@@ -132,6 +145,7 @@ def _about(classifier: Classifier, config: ServeConfig) -> APIRouter:
                 request_timeout_s=config.request_timeout_s,
                 video_kept_s=config.clip_cache_s,
             ),
+            num_samples=num_samples,
         )
 
     return router

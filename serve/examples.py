@@ -5,6 +5,8 @@ from __future__ import annotations
 from rbft.api import (
     CalibrationFacts,
     ClassifyAnswer,
+    Frame,
+    FramesAnswer,
     Limits,
     ModelVersion,
     RationaleAnswer,
@@ -55,6 +57,15 @@ CLASSIFIED = ClassifyAnswer(
     timing_s={"receive": 0.02, "queue": 0.0, "decode": 0.31, "engine": 0.12, "total": 0.46},
 )
 
+_JPEG = "data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAAAQABAAD/…"
+
+SHOWN = FramesAnswer(
+    frames=tuple(Frame(time_s=time_s, uri=_JPEG, width=280, height=240) for time_s in (0.0, 1.0)),
+    request_id="c07f5a1e93d84b62",
+    video_id="mX3l0kQ2n8sT5vB9wZ1cR4yH",
+    timing_s={"receive": 0.0, "queue": 0.0, "encode": 0.01, "total": 0.01},
+)
+
 _EVENTS = [
     ("start", RationaleStart(request_id=EXPLAINED.request_id, video_id=EXPLAINED.video_id, model=_MODEL, video=_VIDEO)),
     ("text", TextPiece(text="Subjects: a person")),
@@ -83,4 +94,5 @@ TASK = TaskAnswer(
         request_timeout_s=120.0,
         video_kept_s=300.0,
     ),
+    num_samples=3,
 )

@@ -15,15 +15,32 @@ from typing import Any, Protocol
 
 from fastapi import UploadFile
 
-from rbft.api import CalibrationFacts, ClassifyAnswer, ModelVersion, RationaleAnswer, RationaleStart, TextPiece, VideoFacts
+from rbft.api import (
+    CalibrationFacts,
+    ClassifyAnswer,
+    Frame,
+    FramesAnswer,
+    ModelVersion,
+    RationaleAnswer,
+    RationaleStart,
+    TextPiece,
+    VideoFacts,
+)
 from rbft.config import ServeConfig
 from rbft.errors import EngineError, RequestTimeoutError
+from rbft.evaluation.figures import frame_images
 from rbft.records import Clip, VideoSpec
 from rbft.task import Task
 from serve.clips import ClipCache, Seen
 from serve.events import Said
 from serve.limits import Queue
 from serve.upload import received
+
+_MAX_SHOWN_HEIGHT = 240
+"""Pixels of a frame that is shown to a person: 128 such frames are some 2 MB."""
+
+_MAX_SHOWING = 2
+"""Videos whose frames are made into pictures at once: a tenth of a second of a core at most, each, beside the engine."""
 
 
 class Classifier(Protocol):
@@ -98,6 +115,7 @@ class Service:
         # A queue each: rationales take seconds, and those that wait must not stand before a classification.
         self._classifying = Queue(max_classifying, config.max_queued_requests)
         self._explaining = Queue(max_explaining, config.max_queued_requests)
+        self._showing = Queue(_MAX_SHOWING, config.max_queued_requests)
 
     async def classify(
         self, asker: Asker, upload: UploadFile, context: str | None, *, threshold: float | None, top_k: int | None, with_rationale: bool
@@ -145,6 +163,19 @@ class Service:
                 async with asker.phase("engine"):
                     answer = await self._explained(asker, seen, video_id or None, say)
         return answer.model_copy(update={"timing_s": asker.timing()})
+
+    async def show(self, asker: Asker, video_id: str) -> FramesAnswer:
+        """The frames that the model saw of the video of that id. Raises `ClipExpiredError`, `OverloadedError` and `RequestTimeoutError`."""
+        async with _deadline(self._timeout_s):
+            clip = self._clips.get(asker.owner, video_id).clip
+            async with self._turn(self._showing, asker), asker.phase("encode"):
+                images = await asyncio.to_thread(frame_images, clip, max_frames=clip.num_frames, max_height=_MAX_SHOWN_HEIGHT)
+        return FramesAnswer(
+            frames=tuple(Frame(time_s=image.timestamp_s, uri=image.uri, width=image.width, height=image.height) for image in images),
+            request_id=asker.request_id,
+            video_id=video_id,
+            timing_s=asker.timing(),
+        )
 
     async def _explained(self, asker: Asker, seen: Seen, video_id: str | None, say: Callable[[Said], None]) -> RationaleAnswer:
         marks = {"request_id": asker.request_id, "video_id": video_id}

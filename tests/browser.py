@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Space": (32, " ")}
 WITHOUT_BROWSER = "no chromium here; scripts/chromium.sh installs it on Debian"
 
 
@@ -37,11 +39,11 @@ class Page:
         for domain in ("Page", "Runtime", "Log"):
             self._ask(f"{domain}.enable")
 
-    def open(self, path: Path, *, width: int, height: int = 844) -> None:
-        """Load the file at `path` in a window of that size; comes back when it is drawn."""
+    def open(self, place: Path | str, *, width: int, height: int = 844) -> None:
+        """Load a file or an address in a window of that size; comes back when it is drawn."""
         self.resize(width, height)
         self._events.clear()
-        self._ask("Page.navigate", url=path.resolve().as_uri())
+        self._ask("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._read()
 
@@ -61,6 +63,36 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self._ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
         self.run("document.body.offsetHeight")
+
+    def press(self, key: str) -> None:
+        """Press and release Tab, Enter or Space."""
+        code, text = _KEYS[key]
+        known = {"key": text if key == "Space" else key, "code": key, "windowsVirtualKeyCode": code}
+        self._ask("Input.dispatchKeyEvent", type="keyDown", text=text, **known)
+        self._ask("Input.dispatchKeyEvent", type="keyUp", **known)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Give the file to a file input, as its dialog would."""
+        element = self._ask("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")["result"]["objectId"]
+        self._ask("DOM.setFileInputFiles", files=[str(path.resolve())], objectId=element)
+
+    def keep_dialogs_closed(self) -> None:
+        """File dialogs do not open from here on, but count as `num_dialogs`."""
+        self._ask("Page.setInterceptFileChooserDialog", enabled=True)
+
+    @property
+    def num_dialogs(self) -> int:
+        """File dialogs that the page has asked for since it was opened."""
+        return sum(event["method"] == "Page.fileChooserOpened" for event in self._events)
+
+    def wait_for(self, script: str, timeout_s: float = 30.0) -> None:
+        """Wait until the JavaScript expression `script` is true."""
+        deadline = time.monotonic() + timeout_s
+        while not self.run(f"Boolean({script})"):
+            assert time.monotonic() < deadline, (
+                f"not within {timeout_s:g} s: {script}\n{self.run('document.body.innerText')}\n{self.complaints()}"
+            )
+            time.sleep(0.02)
 
     def complaints(self) -> list[str]:
         """What the console says: resources that are refused, violations of the page's policy."""

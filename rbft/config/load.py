@@ -57,7 +57,7 @@ _PATH_KEYS = {
     ("evaluation", "masking"): ("boxes",),
     ("evaluation",): ("api_cache", "attributes"),
     ("evaluation", "video_classifiers"): ("path",),
-    ("serve",): ("calibration", "keys"),
+    ("serve",): ("calibration", "keys", "samples"),
 }
 
 
@@ -80,6 +80,8 @@ def _resolve(raw: dict[str, Any], base: Path) -> None:
 
 def _resolve_section(section: dict[str, Any], keys: Sequence[str], base: Path, *, may_name_hub: bool) -> None:
     for key in keys:
+        if isinstance(section.get(key), list):
+            section[key] = [_absolute(item, base) if isinstance(item, str) and item else item for item in section[key]]
         value = section[key] if isinstance(section.get(key), str) else ""
         # "Qwen/Qwen2-VL-7B-Instruct" is a hub name unless there is such a folder.
         is_hub_name = may_name_hub and not value.startswith((".", "~")) and not (base / value).exists()

@@ -37,6 +37,10 @@ class ServeConfig(Section):
     max_queued_requests: int = Field(64, gt=0)
     """Classifications that may wait, and as many rationales."""
 
+    samples: tuple[str, ...] = ()
+    """Clips that the page at `/` offers to those who have none at hand: files, on every machine that may hold a replica. Those that are
+    not there when it starts are left out. Whoever may ask may have them."""
+
     clip_cache_bytes: int = Field(1 << 30, ge=0)
     """Decoded frames that a replica keeps, so that "why?" needs no second upload; 0 keeps none. 60 frames of 420 x 360 are 27 MB."""
     clip_cache_s: float = Field(300.0, gt=0)

@@ -30,18 +30,28 @@ def test_every_route_is_closed_but_health(keys: Path) -> None:
     add_key(keys, "a")
     config = {"keys": str(keys)}
     routes = _routes(ServeConfig(keys=str(keys)))
-    assert {("POST", "/v1/classify"), ("POST", "/v1/rationale"), ("GET", "/v1/task"), ("GET", "/openapi.json")} <= routes
+    assert {
+        ("POST", "/v1/classify"),
+        ("POST", "/v1/rationale"),
+        ("POST", "/v1/frames"),
+        ("GET", "/v1/task"),
+        ("GET", "/openapi.json"),
+    } <= routes
     unknown = {
         ("GET", "/v1/none"),
         ("POST", "/"),
+        ("POST", "/healthz"),
+        ("GET", "/page.html"),
+        ("GET", "/assets/page.js"),
+        ("GET", "/v1/samples/1"),
         ("GET", "/healthz/"),
-        ("GET", "//readyz"),
+        ("GET", "http://127.0.0.1//readyz"),
         ("OPTIONS", "/v1/classify"),
         ("GET", "/metrics"),
     }
     for method, path in routes | unknown:
         response = request(ScriptedClassifier(), method, path, config)
-        if path in OPEN_PATHS:
+        if path in OPEN_PATHS and method in ("GET", "HEAD"):
             assert response.status_code in (200, 405), path
         else:
             assert response.status_code == 401, path
@@ -90,6 +100,14 @@ def test_without_keys_only_this_machine_by_its_own_name_is_answered() -> None:
     assert status("10.0.0.7", "evil.example", "/healthz") == 200
 
 
+def test_without_keys_another_sites_page_is_refused_and_ours_is_not() -> None:
+    def status(site: str) -> int:
+        upload = {"video": ("clip.mp4", b"some bytes")}
+        return request(ScriptedClassifier(), "POST", "/v1/classify", headers={"Sec-Fetch-Site": site}, files=upload).status_code
+
+    assert [status(site) for site in ("same-origin", "none", "same-site", "cross-site", "new-kind")] == [200, 200, 403, 403, 403]
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "video.example"])
 def test_others_can_reach_it_only_with_keys(repository: Path, host: str) -> None:
     recipe = repository / "configs" / "miniature.yaml"
@@ -113,6 +131,7 @@ def test_every_response_has_an_id_the_models_version_and_its_time(keys: Path) ->
         assert response.headers["x-model-version"] == VERSION.fingerprint
         assert response.headers["server-timing"].startswith("total;dur=")
         assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["content-security-policy"].startswith("default-src 'none'")
     assert len({response.headers["x-request-id"] for response in responses}) == len(responses)
 
 
