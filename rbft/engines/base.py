@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rbft.records import Clip
@@ -29,8 +29,8 @@ class Generated:
     """Generated tokens, the end token among them."""
     finish_reason: str
     """"stop" (the end token) or "length" (`max_new_tokens`); "" while it is being written."""
-    num_cached_tokens: int = 0
-    """Prompt tokens that the engine had in its prefix cache, as far as it tells."""
+    num_cached_tokens: int = field(default=0, compare=False)
+    """Prompt tokens that the engine had in its prefix cache, as far as it tells; says nothing of what was written."""
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,14 @@ class VllmEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import AsyncEngineArgs
+        from vllm.exceptions import VLLMError
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._dead_error = EngineDeadError
+        self._refusals = (VLLMError, ValueError)
+        """Of one request, such as a prompt longer than the context; a dead engine's is a `VLLMError` as well."""
         self.adapter = ChatAdapter(model.path, spec)
         arguments = engine_arguments(model, config, self.adapter, seed)
         try:
@@ -149,7 +152,9 @@ class VllmEngine:
         """What the engine takes: tokens expanded, frames through the processor unless its cache knows them."""
         try:
             (rendered,) = await self._llm.renderer.render_cmpl_async([prompt])
-        except ValueError as error:
+        except self._dead_error as error:
+            raise EngineGoneError(f"the engine died: {_one_line(error)}") from error
+        except self._refusals as error:
             raise EngineError(f"the engine refused the request: {_one_line(error)}") from error
         return rendered
 
@@ -172,8 +177,8 @@ class VllmEngine:
                         yield result
         except self._dead_error as error:
             raise EngineGoneError(f"the engine died: {_one_line(error)}") from error
-        except ValueError as error:
-            raise EngineError(f"the engine refused the request: {_one_line(error)}") from error
+        except self._refusals as error:
+            raise EngineError(f"the engine refused the request: {_one_line(error.__cause__ or error)}") from error
         if result is None or not result.outputs:
             raise EngineError("the engine gave no output for the request")
 
@@ -191,6 +196,7 @@ def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdap
         "limit_mm_per_prompt": {"image": 0, "video": 1},
         "mm_processor_kwargs": adapter.video_kwargs,
         "disable_log_stats": True,
+        "max_logprobs": _MAX_READ,
         "scheduling_policy": "priority",  # first come, first served among equals
     }
     if config.tensor_parallel_size > 1:

@@ -27,6 +27,9 @@ class Engines:
     def both(self, method: str, *arguments: object) -> tuple[object, object]:
         return tuple(self._runner.run(getattr(engine, method)(*arguments)) for engine in (self.vllm, self.hf))
 
+    def by_vllm(self, method: str, *arguments: object) -> object:
+        return self._runner.run(getattr(self.vllm, method)(*arguments))
+
     def close(self) -> None:
         self.vllm.close()
         self.hf.close()

@@ -19,7 +19,10 @@ WHAT = ("table1", "table5", "figure2")
 def reproduce(jobs: Jobs) -> str:
     world = jobs.manifest.parent
     boxes = write_world_boxes(world)
-    settings = (f"evaluation.masking.boxes={boxes}", f"evaluation.attributes={world / 'truth.parquet'}")
+    settings = (
+        *(f"evaluation.masking.boxes={boxes}", f"evaluation.attributes={world / 'truth.parquet'}"),
+        "evaluation.attention.num_shown=4",
+    )
     return jobs.run("reproduce", "whole", *settings, flags=WHAT)
 
 

@@ -15,6 +15,7 @@ from rbft.config import ModelConfig, RunConfig, load_config
 from rbft.engines.base import Answer, Sampling
 from rbft.engines.labels import label_tree
 from rbft.engines.vllm import engine_arguments
+from rbft.errors import EngineError, EngineGoneError
 from rbft.models.chat import ChatAdapter
 from rbft.records import Clip, VideoSpec
 from tests.integration.both_engines import ENGINE, Engines
@@ -27,6 +28,7 @@ MESSAGES = [
     {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Is this video normal or abnormal? Answer with one word."}]}
 ]
 LABELS = ("normal", "abnormal")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def random_clip(seed: int, num_frames: int = 8, height: int = 84, width: int = 112, fps: float = 1.0) -> Clip:
@@ -127,6 +129,29 @@ def test_label_likelihoods_of_vllm_and_transformers_agree_on_qwen2_vl(qwen2_vl: 
     for seed in range(3):
         by_vllm, by_hf = qwen2_vl.both("score", random_clip(seed), MESSAGES, LABELS)
         assert by_vllm == pytest.approx(by_hf, abs=2e-3)
+
+
+def test_many_labels_are_read_too(miniature: tuple[Engines, RunConfig]) -> None:
+    engines, config = miniature
+    labels = [
+        f"{colour} {subject}" for colour in ("red", "blue", "green", "white") for subject in ("dog", "car", "bird", "robot", "person")
+    ]
+    labels += LETTERS
+    assert len({token for label in labels for token in engines.vllm.adapter.answer_ids(label)}) > 20, "more than vLLM gives unasked"
+    by_vllm, by_hf = engines.both("score", random_clip(1, height=84, width=84), config.task.question_messages(), labels)
+    assert by_vllm == pytest.approx(by_hf, abs=2e-3)
+
+
+def test_a_prompt_longer_than_the_context_fails_alone(miniature: tuple[Engines, RunConfig]) -> None:
+    """It is an error row then, and not the end of a job."""
+    engines, config = miniature
+    clip, too_long = random_clip(1, height=84, width=84), config.task.question_messages("dog " * config.engine.max_model_len)
+    with pytest.raises(EngineError, match="the engine refused the request") as refused:
+        engines.by_vllm("score", clip, too_long, config.task.labels)
+    assert not isinstance(refused.value, EngineGoneError)
+    with pytest.raises(EngineError, match="the engine refused the request"):
+        engines.by_vllm("generate", clip, too_long, Sampling(8))
+    assert engines.by_vllm("score", clip, config.task.question_messages(), config.task.labels)
 
 
 SHARED_LABELS = ("normal", "normal dog", "abnormal")
