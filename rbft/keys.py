@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,12 +120,17 @@ def _line(key: Key) -> str:
 
 
 def _write(path: Path, keys: tuple[Key, ...]) -> None:
-    """Whole or not at all, and never readable by others, not even for a moment."""
+    """Whole or not at all, and never readable by others, not even for a moment; a file that was there keeps its owner and its mode, as the
+    service that reads it may run as another user."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             file.write("".join(f"{_line(key)}\n" for key in keys))
+            if path.exists():
+                before = path.stat()
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -35,14 +35,24 @@ variable RBFT_KEY. Exits with 1 if any file was refused."""
 def _classify(arguments: argparse.Namespace) -> int:
     from rbft.api import ClassifyAnswer
     from rbft.client import Client
-    from rbft.errors import VideoError
+    from rbft.errors import (
+        EngineError,
+        EngineGoneError,
+        RBFTError,
+        RequestTimeoutError,
+        UploadTimeoutError,
+        UploadTooLargeError,
+        VideoError,
+    )
 
-    def ask(path: str) -> ClassifyAnswer | VideoError:
+    def ask(path: str) -> ClassifyAnswer | RBFTError:
         options = {"threshold": arguments.threshold, "with_rationale": arguments.why}
         try:
             return client.classify(path, arguments.context, **options)
-        except VideoError as error:  # this file's fault: the others are answered; whatever else it is ends the command
-            return error
+        except EngineGoneError:
+            raise
+        except (VideoError, EngineError, UploadTooLargeError, UploadTimeoutError, RequestTimeoutError) as error:
+            return error  # This file's fault: the others are answered. Whatever else it is ends the command.
 
     num_refused = 0
     with Client(arguments.url) as client, ThreadPoolExecutor(max(1, arguments.parallel)) as threads:
@@ -50,7 +60,7 @@ def _classify(arguments: argparse.Namespace) -> int:
         try:
             for path, answering in zip(arguments.files, asked, strict=True):
                 answer = answering.result()
-                if isinstance(answer, VideoError):
+                if isinstance(answer, RBFTError):
                     num_refused += 1
                     print(f"{path}: error[{answer.code}]: {answer}", file=sys.stderr)
                 elif arguments.json:

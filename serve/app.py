@@ -37,7 +37,10 @@ Threshold = Annotated[
     float | None,
     Form(gt=0, lt=1, description="with two labels: the probability of the task's second label from which on it is the answer"),
 ]
-TopK = Annotated[int | None, Form(ge=1, description="how many of the probabilities are told, the highest first; all if left out")]
+TopK = Annotated[
+    int | None,
+    Form(ge=1, description="how many of the probabilities are told, the highest first, and always that of the label; all if left out"),
+]
 
 
 def build_app(

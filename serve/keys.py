@@ -15,6 +15,9 @@ OPEN_PATHS = frozenset(("/healthz", "/readyz")) | PAGE_PATHS
 """What may be read without a key. A load balancer has none; it learns whether the service works, and, as from every response, which model
 it is. A browser has none before the page has asked for it; the page is the same for everybody and tells nothing of the service."""
 
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""What a proxy adds to a request that it passes on for somebody else."""
+
 _NO_KEYS = Key("none", "")
 """Whose requests are where the service has no keys."""
 
@@ -25,7 +28,7 @@ class KeyGate:
 
     Without a ring only this machine is answered: its address, and its name in the Host header, so that neither a proxy that listens more
     widely than it was told nor a page in a browser that has its own name point here (DNS rebinding) gets in. Nor does another site's page
-    that posts here blindly: browsers say so in Sec-Fetch-Site.
+    that posts here blindly: browsers say so in Sec-Fetch-Site. Nor whoever comes through a proxy that says so: it wants keys.
     """
 
     def __init__(self, app: ASGIApp, ring: KeyRing | None) -> None:
@@ -64,4 +67,5 @@ def _is_local(scope: Scope, headers: Headers) -> bool:
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     is_from_elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-    return client is not None and is_loopback(client[0]) and is_loopback(name) and not is_from_elsewhere
+    is_forwarded = any(header in headers for header in _FORWARDED)
+    return client is not None and is_loopback(client[0]) and is_loopback(name) and not (is_from_elsewhere or is_forwarded)

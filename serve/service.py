@@ -105,6 +105,12 @@ class Asker:
         return {**self.timing_s, "total": time.perf_counter() - self.began}
 
 
+def _likeliest(answer: ClassifyAnswer, top_k: int | None) -> dict[str, float]:
+    """The `top_k` highest probabilities, and that of the answered label: with a threshold it may be none of them."""
+    first = list(answer.probabilities)[:top_k]
+    return {label: probability for label, probability in answer.probabilities.items() if label in (*first, answer.label)}
+
+
 class Service:
     """Answers requests with `classifier`: at most `max_classifying` classifications and `max_explaining` rationales at once."""
 
@@ -134,7 +140,7 @@ class Service:
                     rationale = await self._explained(asker, seen, video_id, lambda _: None)
         return answer.model_copy(
             update={
-                "probabilities": dict(list(answer.probabilities.items())[:top_k]),
+                "probabilities": _likeliest(answer, top_k),
                 "request_id": asker.request_id,
                 "video_id": video_id,
                 "video_expires_s": self._clips.max_age_s if video_id else None,

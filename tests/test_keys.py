@@ -72,6 +72,15 @@ def test_a_line_that_is_no_hash_is_named_by_its_number_and_not_repeated(tmp_path
     assert key not in str(raised.value)
 
 
+def test_a_file_that_is_there_keeps_its_mode_and_a_new_one_is_its_owners(tmp_path: Path) -> None:
+    path = tmp_path / "keys.txt"
+    assert main(["keys", "add", str(path), "first"]) == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    assert main(["keys", "add", str(path), "second"]) == 0
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_the_command_adds_lists_and_removes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / "deep" / "keys.txt")
     assert main(["keys", "add", path, "front-desk"]) == 0

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from rbft import artifacts
 from rbft.errors import ArtifactError, CheckpointError
-from rbft.training.checkpoints import checkpoint_path, complete_checkpoints
+from rbft.training.checkpoints import checkpoint_path, complete_checkpoints, newest_checkpoint, verify_together
 
 _MODEL, _OPTIMISER = "model.safetensors", "optimiser.safetensors"
 
@@ -49,24 +49,22 @@ def save_checkpoint(
 
 
 def load_newest(folder: Path, model: Any, optimiser: torch.optim.Optimizer, fingerprint: str) -> tuple[int, dict[str, str]]:
-    """Load the newest complete checkpoint below `folder`; its optimiser steps and bad videos, 0 and {} if there is none.
+    """Load the newest complete checkpoint below `folder`, the same one on every worker; all of them call this.
 
-    Raises `CheckpointError` if it is of another configuration, or its bytes have changed.
+    Gives its optimiser steps and bad videos, 0 and {} if there is none. Raises `CheckpointError` if it is of another configuration, or
+    its bytes have changed.
     """
-    found = complete_checkpoints(folder)
-    if not found:
+    newest = newest_checkpoint(folder)
+    if newest is None:
         return 0, {}
-    marker = artifacts.read_marker(str(found[-1]))
+    marker = artifacts.read_marker(str(newest))
     if marker["fingerprint"] != fingerprint:
-        raise CheckpointError(f"{found[-1]}: is of another configuration; delete {folder} to start afresh")
-    try:
-        artifacts.verify(found[-1])
-    except ArtifactError as error:
-        raise CheckpointError(str(error)) from None
-    model.load_state_dict(load_file(found[-1] / _MODEL))
+        raise CheckpointError(f"{newest}: is of another configuration; delete {folder} to start afresh")
+    verify_together(newest)
+    model.load_state_dict(load_file(newest / _MODEL))
     names = {parameter: name for name, parameter in model.named_parameters()}
     state: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(found[-1] / _OPTIMISER).items():
+    for key, value in load_file(newest / _OPTIMISER).items():
         name, _, what = key.rpartition("/")
         state.setdefault(name, {})[what] = value
     for group in optimiser.param_groups:

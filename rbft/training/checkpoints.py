@@ -120,8 +120,14 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def load_latest(engine: Any, folder: Path, fingerprint: str) -> tuple[int, dict[str, str]]:
     """Load the newest complete checkpoint into `engine`; the optimiser steps it holds and the bad videos met in them, 0 and {} if there
     is none. Every rank calls this. Raises as `load_checkpoint` does."""
-    found = [checkpoint_path(folder, step) for step in _of_rank_0([_step(path) for path in complete_checkpoints(folder)])]
-    return load_checkpoint(engine, found[-1], fingerprint) if found else (0, {})
+    newest = newest_checkpoint(folder)
+    return (0, {}) if newest is None else load_checkpoint(engine, newest, fingerprint)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder` as rank 0 sees it, None if there is none. Every rank calls this."""
+    steps = _of_rank_0([_step(path) for path in complete_checkpoints(folder)])
+    return checkpoint_path(folder, steps[-1]) if steps else None
 
 
 def load_checkpoint(engine: Any, path: Path, fingerprint: str) -> tuple[int, dict[str, str]]:
@@ -135,7 +141,7 @@ def load_checkpoint(engine: Any, path: Path, fingerprint: str) -> tuple[int, dic
     marker = artifacts.read_marker(str(path))
     if marker["fingerprint"] != fingerprint:
         raise CheckpointError(f"{path}: is of another configuration; delete {path.parent} to start afresh")
-    _verify_together(path)
+    verify_together(path)
     if marker["lineage"]["num_workers"] == dist.get_world_size() or not engine.zero_optimization():
         # Without ZeRO there are no shards: every worker loads the same file.
         loaded, _ = engine.load_checkpoint(str(path), tag=_TAG)
@@ -149,14 +155,14 @@ def load_checkpoint(engine: Any, path: Path, fingerprint: str) -> tuple[int, dic
                 problem = str(error)
         if problems := _of_all_ranks(problem):
             raise CheckpointError(problems[0])
-        _verify_together(universal)
+        verify_together(universal)
         loaded = load_universal(engine, universal, _TAG)
     if loaded is None:
         raise CheckpointError(f"{path}: DeepSpeed could not load it; delete it to go on from the one before")
     return int(marker["lineage"]["step"]), dict(marker["lineage"]["bad_videos"])
 
 
-def _verify_together(folder: Path) -> None:
+def verify_together(folder: Path) -> None:
     """Raise `CheckpointError` on every rank, naming the part, if a part of `folder` is not what its marker says. Each rank reads its
     share: together they read every byte once."""
     names = sorted(artifacts.read_marker(str(folder))["parts"])

@@ -1,8 +1,8 @@
 """The decoder's process made small: no secrets in its environment, no sockets, no other programs. A decoder that a file has taken over can
-then neither call home nor read what its parent was told.
+then not call home.
 
-Linux's seccomp filters do it without privileges. Covered: sockets, io_uring (which could make some), other programs, other processes'
-memory, other ABIs. Not covered: files that the user may read, which is why nothing but `rbft.video.probe`'s formats is opened.
+Linux's seccomp filters do it without privileges. Covered: sockets, io_uring (which could make some), other programs, `ptrace` and its
+like, other ABIs. Not covered: files that the user may read or write, those of /proc among them, and signals (docs/threat-model.md).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def test_its_folder_is_relative_to_the_file(tmp_path: Path, repository: Path) ->
     (tmp_path / "configs").mkdir()
     text = (repository / "configs/miniature.yaml").read_text().replace("tasks/", f"{repository}/configs/tasks/")
     path = tmp_path / "configs" / "run.yaml"
-    path.write_text(f"{text}\n  video_classifiers:\n    - {{name: videomae, path: ../models/videomae}}\n")
+    path.write_text(text.replace("evaluation:\n", "evaluation:\n  video_classifiers: [{name: videomae, path: ../models/videomae}]\n"))
     assert load_config(path, []).evaluation.video_classifiers[0].path == str(tmp_path / "models" / "videomae")
 
 

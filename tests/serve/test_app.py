@@ -262,6 +262,7 @@ def test_as_many_probabilities_are_told_as_were_asked_for_the_likeliest_first() 
 
     assert told() == told(top_k=2) == told(top_k=9) == ["abnormal", "normal"]
     assert told(top_k=1) == ["abnormal"]
+    assert told(top_k=1, context="normal") == ["abnormal", "normal"], "that of the label, which a threshold may have chosen"
 
 
 @pytest.mark.parametrize(("option", "value"), [("threshold", "1.5"), ("threshold", "nan"), ("threshold", "high"), ("top_k", "0")])

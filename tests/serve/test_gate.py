@@ -100,6 +100,11 @@ def test_without_keys_only_this_machine_by_its_own_name_is_answered() -> None:
     assert status("10.0.0.7", "evil.example", "/healthz") == 200
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Real-IP", "Forwarded", "Via"])
+def test_without_keys_whoever_comes_through_a_proxy_is_refused(header: str) -> None:
+    assert request(ScriptedClassifier(), "GET", "/v1/task", headers={header: "10.0.0.7"}).status_code == 403
+
+
 def test_without_keys_another_sites_page_is_refused_and_ours_is_not() -> None:
     def status(site: str) -> int:
         upload = {"video": ("clip.mp4", b"some bytes")}
