@@ -183,12 +183,12 @@ def test_a_node_that_dies_costs_training_at_most_the_interval(jobs_on_nodes: Job
     assert weights(run) == weights(finished_training)
 
 
-def test_training_leaves_a_node_that_will_be_taken_away_without_losing_a_step(
-    jobs_on_nodes: Jobs, nodes: Any, finished_training: Path
-) -> None:
+def test_training_leaves_a_node_that_will_be_taken_away_without_losing_a_step(jobs_on_nodes: Jobs, nodes: Any) -> None:
     """Ray's notice, as an autoscaler gives it for a spot machine; there is no checkpoint but the one that the notice causes."""
+    long_enough = (*TRAINING, "training.classify_epochs=8", "training.checkpoint_every_steps=1000")
+    jobs_on_nodes.run("train", "train-long", *long_enough)
     run = jobs_on_nodes.run_dir("train-drained")
-    job = jobs_on_nodes.start("train", "train-drained", *TRAINING, "training.checkpoint_every_steps=1000")
+    job = jobs_on_nodes.start("train", "train-drained", *long_enough)
     wait_for(lambda: num_logged(run) >= 1, job)
     node = node_with(nodes, "RayTrainWorker")
     drain = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", nodes.address, "--node-id", node.node_id]
@@ -196,7 +196,7 @@ def test_training_leaves_a_node_that_will_be_taken_away_without_losing_a_step(
     subprocess.run(drain, env=os.environ | jobs_on_nodes.environment, check=True, capture_output=True)
     output, _ = job.communicate(timeout=900)
     assert job.returncode == 0 and "(a node is about to be taken away)" in output, output
-    assert weights(run) == weights(finished_training)
+    assert weights(run) == weights(jobs_on_nodes.run_dir("train-long"))
 
 
 def test_training_takes_another_worker_when_a_node_comes(jobs_on_nodes: Jobs, nodes: Any) -> None:

@@ -94,7 +94,7 @@ def test_a_video_that_kills_engines_becomes_an_error_row_and_no_other_is_lost(jo
     ids = train_ids(jobs)
     guilty = ids[-3]
     with EngineKiller(ray_cluster, run, guilty) as killer:
-        output = jobs.run("generate", "poison")
+        output = jobs.run("generate", "poison", "engine.max_num_seqs=1")  # so that there is time to kill
     rows = rationales(run)
     assert [row["id"] for row in rows] == ids
     assert {row["id"]: row["error_code"] for row in rows if row["error_code"]} == {guilty: "engine_crash"}
