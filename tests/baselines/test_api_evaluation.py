@@ -247,15 +247,16 @@ def test_neither_key_nor_name_nor_label_goes_where_it_does_not_belong(
 def test_requests_begin_no_faster_than_allowed(server: Server, evaluation: Evaluation, examples: list[Example]) -> None:
     started = time.monotonic()
     evaluation.ask(examples, requests_per_minute=240, max_concurrency=4)
-    gaps = [later - earlier for earlier, later in zip(server.arrived_s, server.arrived_s[1:], strict=False)]
-    assert time.monotonic() - started >= 0.75 and min(gaps) > 0.15  # a quarter of a second apart, as far as threads are punctual
+    # A quarter of a second apart. A busy machine makes them later, and none of them earlier.
+    assert all(arrived_s >= started + number * 0.25 for number, arrived_s in enumerate(sorted(server.arrived_s)))
 
 
 def test_tries_after_a_failure_keep_to_the_limit_too(server: Server, evaluation: Evaluation, examples: list[Example]) -> None:
     server.replies = [failure(500, Retry_After="0.01"), NORMAL]
+    started = time.monotonic()
     evaluation.ask(examples[:1], requests_per_minute=60)
-    first_s, second_s = server.arrived_s
-    assert second_s - first_s >= 0.9
+    _, second_s = server.arrived_s
+    assert second_s >= started + 1.0
 
 
 def test_likely_tokens_become_probabilities(server: Server, evaluation: Evaluation, examples: list[Example]) -> None:
