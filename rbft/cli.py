@@ -97,8 +97,10 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, classify, keys, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export,
+    convert, classify, keys, doctor."""
     from rbft.evaluation.cli import register as register_predictions
+    from rbft.models.video.cli import register as register_convert
     from rbft.service_verbs import register as register_service
 
     _add_init(subparsers)
@@ -108,6 +110,7 @@ def register(subparsers: Subparsers) -> None:
     _add_review(subparsers)
     register_predictions(subparsers, add_run_arguments)
     _add_export(subparsers)
+    register_convert(subparsers)
     register_service(subparsers)
     _add_doctor(subparsers)
 
