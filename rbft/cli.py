@@ -286,6 +286,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _add_doctor(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("doctor", help="check machine, environment, cluster and model folder, and say how to mend them")
     parser.add_argument("--model", metavar="FOLDER", help="also check this model folder")
+    add_run_arguments(parser, required=False)
     parser.add_argument("--run-dir", metavar="FOLDER", help="where runs will be written (default: runs)")
     parser.add_argument("--address", metavar="URL", help="of the Ray cluster (default: RAY_ADDRESS)")
     parser.set_defaults(handler=_doctor)
@@ -294,7 +295,8 @@ def _add_doctor(subparsers: Subparsers) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from rbft.doctor import exit_code, format_checks, run_checks
 
-    checks = run_checks(arguments.model, arguments.run_dir, arguments.address)
+    config = read_run(arguments) if arguments.config else None
+    checks = run_checks(arguments.model, arguments.run_dir, arguments.address, config)
     print(format_checks(checks))
     return exit_code(checks)
 
