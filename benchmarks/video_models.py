@@ -211,7 +211,7 @@ def _time(contenders: dict[str, nn.Module], case: Case, num_rounds: int, device:
 
 
 def _seconds(run: Callable[[str], None], name: str, device: torch.device) -> float:
-    """On a CPU those of its cores that this process used, so that other programs on the machine do not count; on a GPU those that passed."""
+    """On a CPU those that this process had of its cores, so that other programs on the machine do not count; on a GPU those that passed."""
     if device.type == "cpu":
         begun = time.process_time()
         run(name)
@@ -259,7 +259,7 @@ def _page(found: dict[str, Any], num_rounds: int) -> str:
     table = "\n".join(lines)
     return f"""# UniFormerV2 and InternVideo2
 
-`python -m benchmarks video_models`, {time.strftime("%Y-%m-%d")}, on {found["machine"]}; torch with {found["threads"]} threads on
+`python -m benchmarks video_models --rounds {num_rounds} --threads {found["threads"]}`, {time.strftime("%Y-%m-%d")}, on {found["machine"]}; torch with {found["threads"]} threads on
 {found["device"]}, float32. {used}. One clip; medians of {num_rounds} rounds, in turns, in one process; on a CPU seconds of CPU time, so
 that other programs on the machine do not count.
 
