@@ -123,15 +123,24 @@ def activation_bytes(shape: ModelShape, training: TrainingConfig, sample: Sample
         tower += shape.vision.num_layers * (patch_states + block)
     tower += pieces.merger.kept.of(num_video) + pieces.token_state * num_video
     block = 0.0 if checkpointing else pieces.text.kept.of(num_tokens)
-    # Embeddings, what the blocks keep, and the final states, of which the supervised ones go on to the head.
-    both = tower + 2 * token_states + shape.text.num_layers * (token_states + block)
+    # Of the last block, what follows its attention is there for the predicted tokens alone.
+    after_attention = (pieces.text.kept.each - pieces.text_attention.kept.each) * num_answer
+    last_block = 0.0 if checkpointing else pieces.text_attention.kept.of(num_tokens) + after_attention
+    # Embeddings, what the blocks keep, and the states that go on to the head.
+    all_but_last = tower + token_states + (shape.text.num_layers - 1) * (token_states + block)
+    both = all_but_last + token_states + last_block + pieces.token_state * num_answer
 
     def at_work(piece: Any, number: int) -> float:
         """A block in its backward pass: with checkpointing all it keeps is made again first."""
         return float(piece.peak.of(number) - (0 if checkpointing else piece.kept.of(number)))
 
-    moments = [both + at_work(pieces.text, num_tokens), both + pieces.head.peak.of(num_answer), tower + pieces.merger.peak.of(num_video)]
-    moments.append(tower + at_work(pieces.vision, num_patches))
+    moments = [
+        both + pieces.head.peak.of(num_answer),
+        both + at_work(pieces.text_attention, num_tokens) + (pieces.text.peak.each - pieces.text_attention.peak.each) * num_answer,
+        all_but_last + at_work(pieces.text, num_tokens),
+        tower + pieces.merger.peak.of(num_video),
+        tower + at_work(pieces.vision, num_patches),
+    ]
     return round(max(moments))
 
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rbft.config import TrainingConfig
 from rbft.models.adapters import add_adapters
+from rbft.models.last_layer import narrow_last_layer
 from rbft.models.parameter_groups import freeze_parts
 from rbft.models.positions import use_reference_positions
 from rbft.models.shape import ModelShape, read_model_shape
@@ -56,6 +57,7 @@ def live_bytes(shape: ModelShape, training: TrainingConfig) -> int:
     freeze_parts(model, training.freeze)
     if training.gradient_checkpointing:
         recompute_activations(model)
+    narrow_last_layer(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda of: setattr(of, "grad", None))
