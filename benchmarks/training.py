@@ -42,6 +42,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/training.md"
 CURVES = ROOT / "benchmarks/results/training-losses.svg"
 ENVIRONMENTS = ROOT / "runs/benchmarks/envs"
+KEPT = ROOT / "runs/benchmarks/training"
+"""What was measured of each size and distribution of lengths, so that they can be measured one at a time."""
 
 SIDE = 112
 """Of a frame: 16 tokens a second of video."""
@@ -50,6 +52,7 @@ LEARNING_RATE = 1e-4
 CURVE_BATCH_SIZE = 8
 """Of the runs whose losses are compared."""
 OURS = "ours"
+LENGTHS = ("mixed", "equal")
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _last_line(path: Path) -> str:
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--lengths", nargs="+", default=["mixed", "equal"], choices=["mixed", "equal"])
+    parser.add_argument("--lengths", nargs="+", default=list(LENGTHS), choices=LENGTHS)
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, help="of each size, in place of its own number")
     parser.add_argument("--logs", type=Path, metavar="DIR", default=ROOT / "runs/benchmarks/logs", help="what the contenders print")
@@ -188,12 +191,17 @@ def main(arguments: Sequence[str] = ()) -> None:
                 )
                 print(_table(size, lengths, measured[size][lengths]), flush=True)
                 shutil.rmtree(case.folder)
+                if chosen.contenders == list(CONTENDERS) and chosen.rounds is None:
+                    KEPT.mkdir(parents=True, exist_ok=True)
+                    (KEPT / f"{size}-{lengths}.json").write_text(json.dumps(asdict(measured[size][lengths])))
     if chosen.json:
         chosen.json.write_text(json.dumps({size: _figures(of) for size, of in measured.items()}, indent=2) + "\n")
-    is_whole = [chosen.sizes, chosen.lengths, chosen.contenders] == [list(SIZES), ["mixed", "equal"], list(CONTENDERS)]
-    if is_whole and chosen.rounds is None:
-        CURVES.write_text(_curves_svg(measured["miniature"]["mixed"].losses))
-        RESULT.write_text(_page(measured))
+    if all((KEPT / f"{size}-{lengths}.json").exists() for size in SIZES for lengths in LENGTHS):
+        kept = {
+            size: {lengths: Measured(**json.loads((KEPT / f"{size}-{lengths}.json").read_text())) for lengths in LENGTHS} for size in SIZES
+        }
+        CURVES.write_text(_curves_svg(kept["miniature"]["mixed"].losses))
+        RESULT.write_text(_page(kept))
         print(f"wrote {RESULT.relative_to(ROOT)}")
 
 
@@ -264,6 +272,7 @@ class Measured:
     versions: dict[str, dict[str, str]]
     not_run: dict[str, str]
     """Contender -> why it did not run."""
+    day: str
 
     def samples_per_s(self, name: str) -> list[float]:
         return [self.num_samples / answer["seconds"] for answer in self.rounds[name]]
@@ -328,7 +337,16 @@ def _measure(case: Workload, names: Sequence[str], num_rounds: int, logs: Path) 
             said = ", ".join(f"{name} {case.request.num_samples / of[-1]['seconds']:.2f}/s" for name, of in rounds.items())
             print(f"{case.size} {case.lengths} round {number + 1}: {said}", flush=True)
     return Measured(
-        case.request.num_samples, case.num_tokens, case.num_supervised, case.durations_s, rounds, flops, losses, versions, not_run
+        case.request.num_samples,
+        case.num_tokens,
+        case.num_supervised,
+        case.durations_s,
+        rounds,
+        flops,
+        losses,
+        versions,
+        not_run,
+        time.strftime("%Y-%m-%d"),
     )
 
 
@@ -395,7 +413,7 @@ def _table(size: str, lengths: str, of: Measured) -> str:
     quartiles = ", ".join(str(tokens[round(share * (len(tokens) - 1))]) for share in (0, 0.25, 0.5, 0.75, 1))
     head = (
         f"### {size}, {lengths} lengths\n\n{of.num_samples} samples a round of {min(of.durations_s)} to {max(of.durations_s)} s; tokens a "
-        f"sample: {quartiles} (least, quartiles, most), of which {of.num_supervised / of.num_samples:.0f} supervised on average.\n"
+        f"sample: {quartiles} (least, quartiles, most), of which {of.num_supervised / of.num_samples:.0f} supervised on average. Measured on {of.day}.\n"
     )
     return "\n".join([head, *lines, ""])
 
@@ -411,7 +429,8 @@ def _page(measured: dict[str, dict[str, Measured]]) -> str:
     curves = "\n".join(_curve_table(size, by_lengths["mixed"].losses) for size, by_lengths in measured.items())
     return f"""# Fine-tuning: samples a second against other trainers
 
-`benchmarks/peers/setup.sh; python -m benchmarks training`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}.
+`benchmarks/peers/setup.sh; python -m benchmarks training`, on {describe_machine()}. Each size and distribution of lengths is a run of its
+own.
 
 fp32, AdamW (no decay), clipping at 1, cosine from {LEARNING_RATE:g}, no gradient checkpointing; {ACCUMULATION_STEPS} micro-batches of
 {MICRO_BATCH_SIZE} samples an optimiser step, one worker. Every contender starts from the same frames (uint8, {SIDE} x {SIDE}, 1 a second)
