@@ -412,8 +412,9 @@ def _table(size: str, lengths: str, of: Measured) -> str:
     tokens = sorted(of.num_tokens)
     quartiles = ", ".join(str(tokens[round(share * (len(tokens) - 1))]) for share in (0, 0.25, 0.5, 0.75, 1))
     head = (
-        f"### {size}, {lengths} lengths\n\n{of.num_samples} samples a round of {min(of.durations_s)} to {max(of.durations_s)} s; tokens a "
-        f"sample: {quartiles} (least, quartiles, most), of which {of.num_supervised / of.num_samples:.0f} supervised on average. Measured on {of.day}.\n"
+        f"### {size}, {lengths} lengths\n\nMeasured on {of.day}. {of.num_samples} samples a round of {min(of.durations_s)} to "
+        f"{max(of.durations_s)} s; tokens a sample: {quartiles} (least, quartiles, most), of which "
+        f"{of.num_supervised / of.num_samples:.0f} supervised on average.\n"
     )
     return "\n".join([head, *lines, ""])
 

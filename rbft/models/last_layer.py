@@ -1,8 +1,8 @@
 """The last layer of the language model, computed only where a token is to be predicted.
 
 Whatever follows its attention (a norm, the MLP, the final norm, the head) looks at one position alone, and a prompt is mostly video that
-nobody predicts. So behind the attention the other positions can go: the result and all gradients are the same. It saves most of one layer
-of 28 in a 7B model, and of 4 in a small one.
+nobody predicts, neither in training nor where labels are scored. So behind the attention the other positions can go: the result and all
+gradients are the same. It saves most of one layer of 28 in a 7B model, and of 4 in a small one.
 """
 
 from __future__ import annotations

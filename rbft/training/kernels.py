@@ -21,6 +21,7 @@ from rbft.errors import TrainingError
 from rbft.models.attention import reference_attention, use_segments
 from rbft.models.batches import MicroBatch, to_device
 from rbft.models.last_layer import narrow_last_layer
+from rbft.models.patches import multiply_patches
 from rbft.training.loss import supervised_totals
 
 if TYPE_CHECKING:
@@ -39,20 +40,6 @@ def use_kernels(model: Any, training: TrainingConfig) -> None:
     narrow_last_layer(model)
     if training.fused_kernels == "auto" and torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         fuse(model)
-
-
-def multiply_patches(model: Any) -> None:
-    """Have the vision tower of `model` embed patches by the matrix product that its convolution, whose stride is its kernel, comes to.
-
-    The convolution took a fifth of a step on the CPU, the product a fiftieth.
-    """
-
-    def project(self: Any, patches_PCTHW: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(patches_PCTHW.flatten(1), self.weight.flatten(1), self.bias)
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv3d) and module.kernel_size == module.stride:
-            module.forward = MethodType(project, module)
 
 
 def fuse(model: Any) -> int:
@@ -101,8 +88,12 @@ def reference_kernels(model: Any) -> Iterator[None]:
             module.forward = forward
 
 
+_OURS = (__name__, multiply_patches.__module__, narrow_last_layer.__module__)
+"""Where forwards that take the place of transformers' own come from."""
+
+
 def _is_fused(module: Any) -> bool:
-    return getattr(module.__dict__.get("forward"), "__module__", None) in (__name__, narrow_last_layer.__module__)
+    return getattr(module.__dict__.get("forward"), "__module__", None) in _OURS
 
 
 def check_kernels(engine: Any, batch: MicroBatch, precision: str) -> float:
