@@ -5,7 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import clip_cache, decode, demo, evaluation, evidence, generation, gpu_training, looking, repeatability, scale, training
+from benchmarks import (
+    clip_cache,
+    decode,
+    demo,
+    evaluation,
+    evidence,
+    generation,
+    gpu_training,
+    looking,
+    repeatability,
+    scale,
+    training,
+    video_models,
+)
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "generation": generation.main,
@@ -15,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "scale": scale.main,
     "training": training.main,
     "looking": looking.main,
+    "video_models": video_models.main,
     "repeatability": repeatability.main,
     "gpu_training": gpu_training.main,
     "demo": lambda _: demo.main(),

@@ -115,6 +115,7 @@ def prediction_fingerprint(run: Run, classifier: VideoClassifierConfig, examples
             "kind": "predictions",
             "model": str(run.artifact(f"train/{classifier.name}/classify")).rpartition("/")[2],
             "precision": classifier.precision,
+            "num_crops": classifier.num_crops,
             "videos": [[video_key(example), example.label] for example in examples],
         }
     )
@@ -127,7 +128,7 @@ def _plan(run: Run, classifier: VideoClassifierConfig) -> PlannedClassifier:
     if classifier.class_balance == "loss" and items:
         items = class_weights(items)
     base = artifacts.model_fingerprint(classifier.path)
-    settings = classifier.model_dump(mode="json", exclude={"name", "path", "micro_batch_size"})
+    settings = classifier.model_dump(mode="json", exclude={"name", "path", "micro_batch_size", "recipe", "num_crops"})
     fingerprint = artifacts.fingerprint(
         {
             "kind": "video-classifier",

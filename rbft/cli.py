@@ -97,8 +97,10 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export, classify, keys, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export,
+    convert, classify, keys, doctor."""
     from rbft.evaluation.cli import register as register_predictions
+    from rbft.models.video.cli import register as register_convert
     from rbft.service_verbs import register as register_service
 
     _add_init(subparsers)
@@ -108,6 +110,7 @@ def register(subparsers: Subparsers) -> None:
     _add_review(subparsers)
     register_predictions(subparsers, add_run_arguments)
     _add_export(subparsers)
+    register_convert(subparsers)
     register_service(subparsers)
     _add_doctor(subparsers)
 
@@ -283,6 +286,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _add_doctor(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("doctor", help="check machine, environment, cluster and model folder, and say how to mend them")
     parser.add_argument("--model", metavar="FOLDER", help="also check this model folder")
+    add_run_arguments(parser, required=False)
     parser.add_argument("--run-dir", metavar="FOLDER", help="where runs will be written (default: runs)")
     parser.add_argument("--address", metavar="URL", help="of the Ray cluster (default: RAY_ADDRESS)")
     parser.set_defaults(handler=_doctor)
@@ -291,7 +295,8 @@ def _add_doctor(subparsers: Subparsers) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from rbft.doctor import exit_code, format_checks, run_checks
 
-    checks = run_checks(arguments.model, arguments.run_dir, arguments.address)
+    config = read_run(arguments) if arguments.config else None
+    checks = run_checks(arguments.model, arguments.run_dir, arguments.address, config)
     print(format_checks(checks))
     return exit_code(checks)
 

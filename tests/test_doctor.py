@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from rbft import doctor
+from rbft.config import VideoClassifierConfig
 from rbft.doctor import Check
 
 # Ray's own middleware and whitelist (ray/dashboard/http_server_head.py) around the two answers the doctor reads; no cluster behind it.
@@ -193,6 +194,18 @@ def test_a_missing_compiler_is_told_with_the_package_to_install(tmp_path: Path, 
     assert check.status == "fail"
     assert check.found == "missing: g++"  # ninja is beside the interpreter
     assert "apt install g++" in check.mend
+
+
+def test_a_missing_video_model_is_told_with_its_checkpoint_and_where_it_goes(tmp_path: Path) -> None:
+    classifier = VideoClassifierConfig(name="UniFormerV2", path=str(tmp_path / "uniformerv2"), recipe="uniformerv2-b16-transfer")
+    check = doctor.check_video_classifier(classifier)
+    assert check.status == "fail" and check.name == "model UniFormerV2"
+    assert check.mend.startswith("download https://") and "k400_k710_uniformerv2_b16_8x224.pyth, then: rbft convert" in check.mend
+    assert check.mend.endswith(f"--out {tmp_path / 'uniformerv2'}")
+    other = doctor.check_video_classifier(classifier.model_copy(update={"recipe": None}))
+    assert "copy the folder of a Hugging Face video classifier to" in other.mend
+    (tmp_path / "uniformerv2").mkdir()
+    assert "has no config.json" in doctor.check_video_classifier(classifier).found
 
 
 def test_the_exit_code_is_1_when_something_fails_and_the_report_says_what_to_do() -> None:

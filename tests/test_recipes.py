@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ PAPER = [path for path in RUNS if path.name.startswith(("smarthome-", "multihate
 
 def test_there_is_a_recipe_for_each_dataset_and_backbone_and_for_the_miniature() -> None:
     expected = {f"{data}-{model}" for data in ("smarthome", "multihateclip") for model in ("qwen2-vl-7b", "qwen2.5-vl-7b")}
-    assert {path.stem for path in RUNS} >= expected | {"miniature"}
+    assert {path.stem for path in RUNS} >= expected | {"miniature", "specialised-smarthome", "specialised-multihateclip"}
     assert {path.stem for path in TASKS} >= {"smarthome", "multihateclip", "miniature"}
 
 
@@ -43,7 +45,8 @@ def test_a_recipe_can_be_planned_without_its_data_and_model(path: Path, tmp_path
     plan = build_plan(load_config(path, [f"data.{data}={tmp_path}/none", f"model.path={tmp_path}/none"]))
     text = format_plan(plan)
     assert text.startswith(f"Plan of {path.stem} (nothing has been started)")
-    for system in ("zero-shot", "direct-sft-1", "direct-sft-2", "rb-ft"):
+    specialised = ("UniFormerV2", "InternVideo2")
+    for system in specialised if path.stem.startswith("specialised-") else ("zero-shot", "direct-sft-1", "direct-sft-2", "rb-ft"):
         assert system in text
     assert not any("max_model_len" in note for note in plan.notes), "the largest video must fit the engine"
 
@@ -72,3 +75,22 @@ def test_the_labels_of_the_datasets_are_those_of_their_annotations() -> None:
     smarthome, multihateclip = load_task(CONFIGS / "tasks" / "smarthome.yaml"), load_task(CONFIGS / "tasks" / "multihateclip.yaml")
     assert [smarthome.normalise_label(label) for label in ("Normal", "Abnormal", "Vague Abnormal")] == ["normal", "abnormal", "abnormal"]
     assert [multihateclip.normalise_label(label) for label in ("Normal", "Offensive", "Hateful")] == ["normal", "offensive", "hateful"]
+
+
+@pytest.mark.parametrize("data", ["smarthome", "multihateclip"])
+def test_the_specialised_models_have_published_recipes_and_the_papers_names(data: str) -> None:
+    classifiers = load_config(CONFIGS / f"specialised-{data}.yaml").evaluation.video_classifiers
+    assert [classifier.name for classifier in classifiers] == ["UniFormerV2", "InternVideo2"]
+    uniformer, intern = classifiers
+    assert (uniformer.learning_rate, uniformer.epochs, uniformer.num_clips, uniformer.num_crops) == (2e-5, 24, 4, 3)
+    assert (intern.layer_decay, intern.drop_path_rate, intern.num_clips, intern.num_crops) == (0.75, 0.1, 4, 3)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_lines_for_specialised_models_in_the_papers_recipes_are_right(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if "video_classifiers:" in line)
+    uncommented = textwrap.dedent("\n".join(line.replace("#", " ", 1) for line in lines[start : start + 3]))
+    given = yaml.safe_load(uncommented)["video_classifiers"]
+    classifiers = load_config(path, [f"evaluation.video_classifiers={json.dumps(given)}"]).evaluation.video_classifiers
+    assert [classifier.name for classifier in classifiers] == ["UniFormerV2", "InternVideo2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def predict_videos(
         pool = stack.enter_context(DecodePool(num_threads, spec.video.timeout_s, spec.video.memory_limit_bytes))
         feed: ClipFeed[None] = ClipFeed(pool, classifier.encoder.video_spec(spec.video.backend), num_threads)
         stack.enter_context(contextlib.closing(feed))
-        encoded = feed.stream(((example, None) for example in examples), lambda clip, _: classifier.encoder.encode(clip))
+        encoded = feed.stream(
+            ((example, None) for example in examples), lambda clip, _: classifier.encoder.views(clip, spec.classifier.num_crops)
+        )
         for start in range(0, len(examples), rows_per_part):
             if is_stopped():
                 return
@@ -54,15 +57,18 @@ def predict_videos(
 def _predict(
     spec: ClassifierSpec, classifier: VideoClassifier, examples: Sequence[Example], clips: Sequence[torch.Tensor | VideoError | None]
 ) -> list[Prediction]:
-    """One prediction for each of `examples`, whose clips go through the model together."""
+    """One prediction for each of `examples`; `clips` are the views of each."""
     usable = [clip for clip in clips if isinstance(clip, torch.Tensor)]
     logprobs: Iterator[list[float]] = iter(())
     if usable:
         device = device_for(spec.training.num_gpus)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=spec.classifier.precision == "bf16")
+        views = torch.cat(usable).split(spec.classifier.micro_batch_size)
         with torch.inference_mode(), autocast:
-            logits_BL = classifier.logits(torch.stack(usable).to(device))
-        logprobs = iter(logits_BL.double().log_softmax(-1).tolist())
+            logits_VL = torch.cat([classifier.logits(some.to(device)) for some in views])
+        # The mean of the views' probabilities, as both UniFormerV2 and InternVideo2 are tested.
+        by_view = logits_VL.double().log_softmax(-1).unflatten(0, (len(usable), -1))
+        logprobs = iter((by_view.logsumexp(1) - math.log(by_view.shape[1])).tolist())
     return [
         _failed(example, clip) if isinstance(clip, VideoError) else _prediction(example, spec.task.labels, next(logprobs))
         for example, clip in zip(examples, clips, strict=True)

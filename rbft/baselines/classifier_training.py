@@ -23,6 +23,8 @@ from rbft import artifacts
 from rbft.baselines.classifier_checkpoints import load_newest, save_checkpoint
 from rbft.baselines.classifier_optimiser import build_optimiser, leave_out_unused, set_rate
 from rbft.baselines.classifier_spec import ClassifierSpec
+from rbft.baselines.clip_blending import draw_blend
+from rbft.baselines.clip_encoder import Cut
 from rbft.baselines.clip_feed import ClipFeed
 from rbft.baselines.video_classifier import VideoClassifier, classify, load_for_training, save_classifier
 from rbft.data.samples import TrainingItem
@@ -49,7 +51,7 @@ def train_classifier(spec: ClassifierSpec, items: Sequence[TrainingItem], contro
         raise TrainingError(f"{spec.name}: no labelled training video; check the labels and splits of the manifest")
     workers = spec.training.for_workers(dist.get_world_size())
     own = spec.classifier
-    classifier = load_for_training(own.path, spec.task.labels, spec.seed, own.num_frames, own.fit)
+    classifier = load_for_training(own.path, spec.task.labels, spec.seed, own.num_frames, own.fit, own.num_clips, own.drop_path_rate)
     if own.gradient_checkpointing:
         classifier.model.gradient_checkpointing_enable()
     training = _Training(spec, classifier, items, StepFlags(workers, controls or StopRequest()), workers.accumulation_steps)
@@ -73,6 +75,13 @@ class _MicroBatch:
     pixels_BTCHW: torch.Tensor
     targets_B: torch.Tensor
     weights_B: torch.Tensor
+
+    def without_fillers(self) -> _MicroBatch:
+        """Statistics of batches, and blends, are of real clips, where there is one."""
+        is_real = self.weights_B > 0
+        if is_real.all() or not is_real.any():
+            return self
+        return _MicroBatch(self.pixels_BTCHW[is_real], self.targets_B[is_real], self.weights_B[is_real])
 
 
 class _Training:
@@ -144,11 +153,16 @@ class _Training:
         for number, batch in enumerate(micro_batches, 1):
             waits = contextlib.nullcontext() if number == len(micro_batches) else self._model.no_sync()
             autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=own.precision == "bf16")
+            real = batch.without_fillers()
+            blend = draw_blend(own.mixup, own.cutmix, derive_seed(self._spec.seed, "blend", step, self._rank, number))
             with waits:
                 with autocast:
-                    logits_BL = classify(self._model, self._classifier.model.main_input_name, batch.pixels_BTCHW.to(self._device))
-                losses_B = cross_entropy(logits_BL, batch.targets_B.to(self._device), reduction="none")
-                loss = (losses_B * batch.weights_B.to(self._device)).sum()
+                    pixels_BTCHW = blend.pixels(real.pixels_BTCHW).to(self._device)
+                    logits_BL = classify(self._model, self._classifier.model.main_input_name, pixels_BTCHW)
+                loss = torch.zeros((), device=self._device)
+                for share, targets_B, weights_B in blend.targets(real.targets_B, real.weights_B, size=pixels_BTCHW.shape[-1]):
+                    losses_B = cross_entropy(logits_BL, targets_B.to(self._device), reduction="none", label_smoothing=own.label_smoothing)
+                    loss = loss + share * (losses_B * weights_B.to(self._device)).sum()
                 (loss * scale).backward()
             losses += loss.detach()
         # One exchange: the loss, and from which ranks it is no number, and the flags.
@@ -159,7 +173,8 @@ class _Training:
             stop_all_ranks("the loss", step, bad_ranks, ids)
         flags = torch.tensor(self._flags.here(write_failed=False), dtype=torch.float64, device=self._device)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self._classifier.model.parameters(), own.max_grad_norm))
+        most = math.inf if own.max_grad_norm is None else own.max_grad_norm
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self._classifier.model.parameters(), most))
         if not math.isfinite(grad_norm):
             stop_all_ranks("the gradient", step, range(self._num_workers), ids)
         self._optimiser.step()
@@ -178,8 +193,11 @@ class _Training:
         stack.enter_context(contextlib.closing(feed))
         shares = [worker_share(batch, self._rank, self._num_workers) for batch in batches]
 
+        own = spec.classifier
+        how = Cut(own.random_crop, own.random_flip, own.least_area, own.random_augment, own.random_erasing)
+
         def cut(clip: Clip, seed: int) -> torch.Tensor:
-            return encoder.encode_cut(clip, seed, crop=spec.classifier.random_crop, flip=spec.classifier.random_flip)
+            return encoder.encode_cut(clip, seed, how)
 
         wanted = (
             None if index is None else (self._items[index].example, derive_seed(spec.seed, "cut", step, self._items[index].example.id))

@@ -19,6 +19,7 @@ from rbft.baselines.clip_encoder import ClipEncoder, ClipForm
 from rbft.errors import ModelError
 from rbft.model_folder import require_classifier_folder
 from rbft.models.load import TASK_CARD, make_card, read_card
+from rbft.models.video import register_video_models
 from rbft.seeds import derive_seed
 from rbft.task import Task
 
@@ -48,7 +49,13 @@ def classify(model: Any, input_name: str, pixels_BTCHW: torch.Tensor) -> torch.T
 
 
 def load_for_training(
-    path: str | Path, labels: Sequence[str], seed: int, num_frames: int | None = None, fit: Literal["crop", "stretch"] = "crop"
+    path: str | Path,
+    labels: Sequence[str],
+    seed: int,
+    num_frames: int | None = None,
+    fit: Literal["crop", "stretch"] = "crop",
+    num_clips: int = 1,
+    drop_path_rate: float | None = None,
 ) -> VideoClassifier:
     """The model in the folder `path` with a new head for `labels`, drawn by `seed`, also where it had one of as many classes.
 
@@ -65,12 +72,16 @@ def load_for_training(
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     setattr(config, frames_key, num_frames or own_frames)
+    if drop_path_rate is not None:
+        if not hasattr(config, "drop_path_rate"):
+            raise ModelError(f"{path}: a {config.model_type} has no drop path; leave drop_path_rate out of the configuration")
+        config.drop_path_rate = drop_path_rate
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "head"))
         model, told = _load(path, config)
         _draw_head(model, path)
     _require_all_but_the_head(model, told, path, own_frames if num_frames not in (None, own_frames) else None)
-    return VideoClassifier(model, _encoder(path, config, ClipForm(getattr(config, frames_key), _size(config, path), fit)))
+    return VideoClassifier(model, _encoder(path, config, ClipForm(getattr(config, frames_key), _size(config, path), fit, num_clips)))
 
 
 def load_trained(folder: str | Path) -> VideoClassifier:
@@ -125,6 +136,7 @@ def _load(path: str | Path, config: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _read(path: str | Path, kind: Any) -> Any:
+    register_video_models()
     try:
         return kind.from_pretrained(str(path))
     except (OSError, ValueError, KeyError) as error:

@@ -17,8 +17,13 @@ from transformers import (
     VJEPA2Model,
 )
 
-Kind = Literal["videomae", "vivit", "timesformer", "vjepa2"]
-KINDS: tuple[Kind, ...] = ("videomae", "vivit", "timesformer", "vjepa2")
+from rbft.models.video import register_video_models
+from rbft.models.video.convert import processor_settings
+from rbft.models.video.internvideo2 import InternVideo2Config
+from rbft.models.video.uniformerv2 import UniFormerV2Config
+
+Kind = Literal["videomae", "vivit", "timesformer", "vjepa2", "uniformerv2", "internvideo2"]
+KINDS: tuple[Kind, ...] = ("videomae", "vivit", "timesformer", "vjepa2", "uniformerv2", "internvideo2")
 NUM_FRAMES, SIZE = 4, 32
 
 _BODY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -50,6 +55,11 @@ def _config(kind: Kind) -> Any:
             }
             frames = {"crop_size": SIZE, "patch_size": 16, "frames_per_clip": NUM_FRAMES, "tubelet_size": 2, "mlp_ratio": 2}
             return VJEPA2Config(**_BODY, **frames, **predictor, pred_num_mask_tokens=1, num_pooler_layers=1)
+        case "uniformerv2":
+            local = {"has_local_blocks": True, "local_size": 16, "halves_time": True}
+            return UniFormerV2Config(**_VIT, **local, patch_size=8, global_layers=[0, 1])
+        case "internvideo2":
+            return InternVideo2Config(**_VIT, patch_size=8, pooling_size=32, num_pooling_heads=2)
 
 
 def _processor(kind: Kind) -> tuple[str, dict[str, Any]]:
@@ -66,10 +76,13 @@ def _processor(kind: Kind) -> tuple[str, dict[str, Any]]:
             return "preprocessor_config.json", _PROCESSOR | about
         case "vjepa2":
             return "video_preprocessor_config.json", _PROCESSOR | _IMAGENET | {"video_processor_type": "VJEPA2VideoProcessor"}
+        case "uniformerv2" | "internvideo2":
+            return "video_preprocessor_config.json", processor_settings(_config(kind))
 
 
 def make_tiny_classifier(folder: Path, kind: Kind, seed: int = 0, num_labels: int = 3, *, pretrained_only: bool = False) -> Path:
     """A random classifier of `num_labels` classes in `folder`, or with `pretrained_only` what a pretraining leaves; returns `folder`."""
+    register_video_models()
     torch.manual_seed(seed)
     config = _config(kind)
     config.num_labels = num_labels

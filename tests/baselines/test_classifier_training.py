@@ -18,7 +18,8 @@ from rbft.errors import CheckpointError
 from rbft.evaluation.predictions import predictions_from_table
 from rbft.models.load import read_card
 from rbft.records import Example, Prediction, prediction_schema
-from tests.baselines.classifiers import make_tiny_classifier
+from rbft.video.decode import decode
+from tests.baselines.classifiers import Kind, make_tiny_classifier
 from tests.baselines.trainings import MakeSpec, train_and_predict, train_each, train_to_error, train_until
 from tests.samples import TASK, write_video
 from tests.training.workers import run_workers
@@ -108,6 +109,31 @@ def test_a_training_that_is_stopped_ends_with_the_weights_of_one_that_is_not(
     assert "stopped after step 3 of 4" in message and not (Path(spec.folder) / "final").exists()
     run_workers(train_classifier, 1, spec, items)
     assert weights(spec) == weights(whole) and [line["step"] for line in log(spec)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["uniformerv2", "internvideo2"])
+def test_a_training_by_a_published_recipe_goes_on_bit_for_bit_and_sees_every_view(
+    kind: Kind, items: list[TrainingItem], tmp_path: Path
+) -> None:
+    """With statistics of batches, blends and draws of every kind."""
+    own: dict[str, Any] = {"recipe": f"{kind}-b{16 if kind == 'uniformerv2' else 14}", "micro_batch_size": 2, "epochs": 2}
+    make_spec = MakeSpec(make_tiny_classifier(tmp_path / "model", kind), tmp_path)
+    unbroken, broken = make_spec("unbroken", **own), make_spec("broken", **own)
+    run_workers(train_and_predict, 1, unbroken, items, str(tmp_path / "rows"))
+    (message,) = run_workers(train_until, 1, broken, items, 2)
+    assert "stopped after step 2 of 4" in message
+    run_workers(train_classifier, 1, broken, items)
+    assert weights(broken) == weights(unbroken)
+    classifier = load_trained(Path(unbroken.folder) / "final")
+    assert classifier.encoder.form.num_clips == 4
+    found = predictions(tmp_path / "rows")
+    first = items[0].example
+    clip = decode(first.uri, classifier.encoder.video_spec())
+    views = classifier.encoder.views(clip, num_crops=3)
+    assert len(views) == 12
+    with torch.inference_mode():
+        expected = classifier.model.eval()(views).logits.softmax(-1).mean(0)
+    assert list(found[first.id].probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_a_checkpoint_whose_bytes_have_changed_is_refused(make_spec: MakeSpec, items: list[TrainingItem]) -> None:

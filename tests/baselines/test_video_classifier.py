@@ -104,16 +104,31 @@ def test_a_saved_model_gives_the_same_logits(folders: dict[str, Path], tmp_path:
     assert plain.config.id2label == dict(enumerate(LABELS))
 
 
-@pytest.mark.parametrize("kind", ["videomae", "vjepa2"])
+@pytest.mark.parametrize("kind", ["videomae", "vjepa2", "uniformerv2"])
 def test_models_without_weights_for_each_frame_take_another_number_of_frames(folders: dict[str, Path], kind: Kind) -> None:
     classifier = load_for_training(folders[kind], LABELS, seed=0, num_frames=8)
     assert classifier.logits(encoded(classifier)).shape == (2, len(LABELS)) and classifier.encoder.form.num_frames == 8
 
 
-@pytest.mark.parametrize("kind", ["vivit", "timesformer"])
+@pytest.mark.parametrize("kind", ["vivit", "timesformer", "internvideo2"])
 def test_weights_for_each_frame_are_never_silently_drawn_anew(folders: dict[str, Path], kind: Kind) -> None:
     with pytest.raises(ModelError, match="is for 4 frames; leave num_frames out"):
         load_for_training(folders[kind], LABELS, seed=0, num_frames=8)
+
+
+def test_drop_path_is_a_setting_of_models_that_have_it(folders: dict[str, Path]) -> None:
+    model = load_for_training(folders["internvideo2"], LABELS, seed=0, drop_path_rate=0.3).model
+    assert [layer.drop_path.rate for layer in model.internvideo2.layers] == [0.0, 0.3]
+    with pytest.raises(ModelError, match="a videomae has no drop path"):
+        load_for_training(folders["videomae"], LABELS, seed=0, drop_path_rate=0.3)
+
+
+def test_looking_for_unused_weights_leaves_statistics_of_batches_as_they_were(folders: dict[str, Path]) -> None:
+    classifier = load_for_training(folders["uniformerv2"], LABELS, seed=0)
+    before = {name: value.clone() for name, value in classifier.model.named_buffers()}
+    leave_out_unused(classifier.model.train(), "pixel_values", encoded(classifier)[:1])
+    assert before and all(torch.equal(value, before[name]) for name, value in classifier.model.named_buffers())
+    assert classifier.model.training
 
 
 def test_a_folder_that_lacks_weights_is_refused(copied: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rbft.config import RunConfig, load_config
+from rbft.config.classifier_recipes import RECIPES
 from rbft.errors import ConfigError
 
 
@@ -70,3 +71,35 @@ def test_two_systems_cannot_have_one_name(repository: Path) -> None:
     assert "'a' stands twice" in mistake(repository, {"name": "a", "path": "/m"}, {"name": "a", "path": "/n"})
     asked = ('evaluation.api_models=["gpt-4o"]',)
     assert "'gpt-4o' stands twice" in mistake(repository, {"name": "gpt-4o", "path": "/m"}, overrides=asked)
+
+
+def test_a_recipe_fills_in_what_is_not_given(repository: Path) -> None:
+    """The published values: B/16 at 2e-6 for 5 epochs, one of them warm-up; 4 clips x 3 crops. InternVideo2-L: layer decay, drop path."""
+    given = {"name": "UniFormerV2", "path": "/m", "recipe": "uniformerv2-b16", "epochs": 7}
+    other = {"name": "InternVideo2", "path": "/m", "recipe": "internvideo2-l14"}
+    uniformer, intern = load(repository, given, other).evaluation.video_classifiers
+    assert (uniformer.learning_rate, uniformer.epochs, uniformer.warmup_ratio, uniformer.global_batch_size) == (2e-6, 7, 0.2, 256)
+    assert (uniformer.num_clips, uniformer.num_crops, uniformer.layer_decay, uniformer.max_grad_norm) == (4, 3, 1.0, 20.0)
+    assert (intern.learning_rate, intern.learning_rate_batch, intern.layer_decay, intern.drop_path_rate) == (2e-5, 256, 0.75, 0.1)
+    assert (intern.mixup, intern.cutmix, intern.label_smoothing, intern.max_grad_norm) == (0.8, 1.0, 0.1, None)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_is_whole_and_fits_eight_gpus(name: str, repository: Path) -> None:
+    config = load(
+        repository, {"name": "a", "path": "/m", "recipe": name}, overrides=("training.num_workers=8", "training.global_batch_size=64")
+    )
+    (classifier,) = config.evaluation.video_classifiers
+    assert {key: getattr(classifier, key) for key in RECIPES[name]} == RECIPES[name]
+
+
+@pytest.mark.parametrize(
+    ("classifier", "said"),
+    [
+        ({"recipe": "uniformer"}, "recipe 'uniformer' is none of uniformerv2-b16"),
+        ({"num_crops": 3, "fit": "stretch"}, "set fit to crop, or num_crops to 1"),
+        ({"mixup": 0.8, "micro_batch_size": 1, "global_batch_size": 16}, "blend the clips of a micro-batch"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(repository: Path, classifier: dict[str, Any], said: str) -> None:
+    assert said in mistake(repository, {"name": "a", "path": "/m"} | classifier)

@@ -42,6 +42,15 @@ def test_the_authors_row_stands_below_ours_and_the_others_at_the_end() -> None:
     assert all(len(row.cells) == len(table.columns) for row in table.rows)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_specialised_models_stand_above_the_authors_rows_of_them(number: int) -> None:
+    labels = SMARTHOME_LABELS if number == 1 else ("normal", "hateful", "offensive")
+    ours = OURS if number == 1 else metrics_from_confusion([[5, 1, 0], [2, 3, 1], [0, 1, 2]], labels)
+    others = {"uniformerv2": ours, "InternVideo2": ours, "videomae": ours}
+    names = [row.name for row in make_table(TABLES[number], "x", labels, {QWEN25: {"rb-ft": ours}}, others).rows]
+    assert names[:5] == ["uniformerv2", "paper: UniFormerV2", "InternVideo2", "paper: InternVideo2", "videomae"]
+
+
 def test_cells_are_ours_with_intervals_and_theirs_with_what_follows() -> None:
     table = make_table(TABLES[1], "a world", SMARTHOME_LABELS, {QWEN25: {"rb-ft": OURS}}, {})
     by_name = {row.name: dict(zip(table.columns, row.cells, strict=True)) for row in table.rows}
