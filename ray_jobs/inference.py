@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from ray_jobs.engine_actor import EngineActor
+from ray_jobs.job_metrics import RemainingVideos
 from ray_jobs.progress import Progress
 from ray_jobs.ray_runtime import ensure_ray, reason
 from ray_jobs.work import Block, EngineName, Work
@@ -76,9 +77,11 @@ def run_inference(
             max_task_retries=-1,
         )
     try:
+        remaining = RemainingVideos(config.name, sum(len(item.examples) for item in work))
         # Not `iter_rows`, which tells of a block when it has the next.
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             first_block_s = first_block_s or time.monotonic() - started
+            remaining.done(sum(batch["num_rows"].to_pylist()))
             if progress is not None:
                 progress.add(sum(batch["num_rows"].to_pylist()), sum(batch["num_errors"].to_pylist()))
     except ray.exceptions.RayError as error:

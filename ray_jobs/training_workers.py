@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from ray_jobs.job_metrics import TrainingFailures, TrainingMetrics
 from ray_jobs.progress import SAY_EVERY_S, say
 from ray_jobs.ray_runtime import ensure_ray, reason
 from ray_jobs.run import Run
@@ -59,6 +60,7 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
     from ray_jobs.stopping import DriverStop
 
     ensure_ray()
+    failures = TrainingFailures(run.config.name)
     name = artifacts.fingerprint(list(fingerprints))
     ray_folder = storage.local_path(f"{run.layout.root}/train/.ray")
     stop_file = ray_folder / f"{name}-{uuid.uuid4().hex[:8]}.stop"  # of this job alone: workers of one before may not have ended yet
@@ -67,6 +69,7 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
             with DriverStop(stop_file) as stop:
                 ended: TrainingError | None = stop.call(_trainer(training, work, settings, name, ray_folder, stop_file).fit).return_value
             if ended is not None and not isinstance(ended, TrainingStopped):
+                failures.count(ended)
                 raise JobError(f"training ended: {ended}")
             if ended is not None:
                 say(f"train {ended}")
@@ -77,6 +80,7 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
             if ended is None:
                 return
     except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
+        failures.count(error)
         raise JobError(f"training stopped: {reason(error)}; finished steps are kept, submit the job again to go on") from error
 
 
@@ -122,6 +126,9 @@ def following(stages: Sequence[Planned]) -> Iterator[None]:
 
 def follow(stages: Sequence[Planned], stop: threading.Event) -> None:
     """Say how far each of `stages` is, one after the other, until the last has ended or `stop` is set."""
+    import ray
+
+    metrics: TrainingMetrics | None = None
     several = len({planned.run.label for planned in stages}) > 1
     for planned in stages:
         log = Path(planned.spec.folder) / "log.jsonl"
@@ -130,6 +137,9 @@ def follow(stages: Sequence[Planned], stop: threading.Event) -> None:
         while True:
             is_last_look = stop.is_set()
             line = _last_line(log)
+            if line is not None and ray.is_initialized():
+                metrics = metrics or TrainingMetrics()
+                metrics.tell(planned.run.config.name, planned.spec.name, line)
             if line is not None and line["step"] != said_step:
                 is_end = line["step"] >= line["num_steps"] or "ended_early" in line
                 if is_end or time.monotonic() - said_s > SAY_EVERY_S:

@@ -25,6 +25,7 @@
     │   ├── EngineGoneError         engine_gone      the engine is gone; its owner must exit
     │   └── EngineCrashError        engine_crash     engines died with this video alone in them; becomes an error row
     ├── TrainingError               training         a training run cannot start or go on
+    │   ├── NotFiniteError          not_finite       a loss or gradient is NaN or infinite
     │   ├── CheckpointError         checkpoint       a checkpoint is missing, partial or of another run, or cannot be written
     │   └── TrainingStopped         training_stopped a stage was asked to stop, and has saved what it did
     ├── ArtifactError               artifact         an artifact is missing, partial, altered or of another schema
@@ -150,6 +151,10 @@ class TrainingError(RBFTError):
     """Trying again meets it again. All ranks of a process group raise it alike; what only one meets is of another kind."""
 
     code = "training"
+
+
+class NotFiniteError(TrainingError):
+    code = "not_finite"
 
 
 class CheckpointError(TrainingError):

@@ -15,7 +15,7 @@ HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")
 
 # docs/architecture.md, "Imports point one way": a part imports parts of its own layer or of those before it.
 LAYERS = (
-    ("api", "errors", "records", "seeds"),
+    ("api", "errors", "log_fields", "records", "seeds"),
     ("systems", "task"),
     ("config",),
     ("artifacts", "keys", "layout", "pages", "cores", "storage", "model_folder"),

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from rbft.data.samples import TrainingItem, weigh_replay
 from rbft.errors import TrainingError, TrainingStopped
+from rbft.log_fields import add_fields
 from rbft.models.chat import ChatAdapter
 from rbft.models.flops import model_flops
 from rbft.models.load import load_model
@@ -49,6 +50,7 @@ def run_stage(spec: StageSpec, items: list[TrainingItem], controls: Controls | N
     """
     if not items:
         raise TrainingError(f"{spec.name}: no training items; check the labels and splits of the manifest")
+    add_fields(run=str(spec.lineage.get("run", spec.task.name)), stage=spec.name, rank=dist.get_rank())
     final = Path(spec.folder) / "final"
     spec = replace(spec, training=spec.training.for_workers(dist.get_world_size()))
     precision = "bfloat16" if spec.training.precision == "bf16" else "float32"
@@ -95,6 +97,7 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
         for last_step, batch in enumerate(feed, first_step + 1):
             if last_step == first_step + 1 and training.check_kernels:
                 check_kernels(engine, batch.micro_batches[0], training.precision)
+            add_fields(step=last_step)
             meter.start()
             rates = set_rates(engine, last_step - 1, len(batches), spec.optimiser.warmup_ratio)
             # What dropout draws depends on the step alone, so that a resumed stage draws the same.
