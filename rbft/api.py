@@ -128,6 +128,29 @@ class FramesAnswer(_Body):
     """Seconds by phase: receive (the body), queue, encode; total is that of the whole request."""
 
 
+class Heatmap(Frame):
+    """A frame under its heatmap: the more yellow, the more the model looks there."""
+
+    share: float
+    """Of the attention that goes to the video, what this frame has. Frames that share a token (in Qwen2-VL, two do) share what it has."""
+
+
+class AttentionAnswer(_Body):
+    """The body of `POST /v1/attention`: where the model looks when it is about to say the label."""
+
+    heatmaps: tuple[Heatmap, ...]
+    """All frames that were sampled, in the order of time. The maps are scaled together, from the smallest to the largest value."""
+    video_share: float
+    """Of all attention, what goes to the video; the rest goes to the words of the question."""
+    request_id: str = ""
+    video_id: str | None = None
+    """As in `ClassifyAnswer`."""
+    model: ModelVersion
+    video: VideoFacts
+    timing_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds by phase: receive (the body), queue, decode (of an upload), attention; total is that of the whole request."""
+
+
 class Limits(_Body):
     """What the service takes."""
 
@@ -180,6 +203,8 @@ class TaskAnswer(_Body):
     limits: Limits
     num_samples: int = 0
     """Sample clips that `GET /v1/samples/{number}` has, from 1 on."""
+    has_attention: bool = False
+    """Whether `POST /v1/attention` is offered."""
 
 
 class Health(_Body):

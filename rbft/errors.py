@@ -36,7 +36,8 @@
         ├── UploadTooLargeError     upload_too_large the request body passes the service's limit
         ├── UploadTimeoutError      upload_timeout   the request body did not come in time
         ├── OverloadedError         overloaded       too many requests wait already; try again later
-        └── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
+        ├── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
+        └── NotOfferedError         not_offered      the service's configuration leaves this out
 
 A caller catches `RBFTError` and shows `str(error)`; machines read `error.code`.
 """
@@ -200,6 +201,10 @@ class OverloadedError(ServiceError):
 
 class RequestTimeoutError(ServiceError):
     code = "request_timeout"
+
+
+class NotOfferedError(ServiceError):
+    code = "not_offered"
 
 
 def _walk(root: type[RBFTError]) -> list[type[RBFTError]]:

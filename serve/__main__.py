@@ -54,13 +54,13 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
     import ray
     from ray import serve
 
-    from serve.deployment import APPLICATION, deploy
+    from serve.deployment import APPLICATION, cpus_needed, deploy
 
     port = free_port(config.serve.host, config.serve.port)
     on_own_ray = not os.environ.get("RAY_ADDRESS")
     print(f"starting {config.serve.num_replicas} replica(s) of {source.name} from {source.uri}; an engine takes about a minute", flush=True)
     # A laptop with fewer cores than the configuration asks for serves too, only slower.
-    num_cpus = max(os.cpu_count() or 1, math.ceil(config.engine.num_cpus * config.serve.num_replicas)) if on_own_ray else None
+    num_cpus = max(os.cpu_count() or 1, math.ceil(cpus_needed(config))) if on_own_ray else None
     try:
         ray.init(
             address="local" if on_own_ray else None,  # else Ray would join whichever cluster was last started on this machine

@@ -12,10 +12,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 
 from rbft import __version__
-from rbft.api import ClassifyAnswer, FramesAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
+from rbft.api import AttentionAnswer, ClassifyAnswer, FramesAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
 from rbft.config import ServeConfig
 from rbft.keys import KeyRing
 from serve import events, examples, page
+from serve.attention import Looker
 from serve.envelope import Envelope
 from serve.keys import KeyGate
 from serve.limits import BodyLimit
@@ -33,6 +34,8 @@ MAX_CONTEXT_CHARACTERS = 8192
 """A long title and transcript; far below the context of the models."""
 
 Context = Annotated[str | None, Form(max_length=MAX_CONTEXT_CHARACTERS, description="text that comes with the video (title, transcript)")]
+Video = Annotated[UploadFile | None, File(description="the video file")]
+VideoId = Annotated[str | None, Form(max_length=64, description="instead: that of a video classified a short while ago")]
 Threshold = Annotated[
     float | None,
     Form(gt=0, lt=1, description="with two labels: the probability of the task's second label from which on it is the answer"),
@@ -44,10 +47,16 @@ TopK = Annotated[
 
 
 def build_app(
-    classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int, *, proxy_adds_id: bool = False
+    classifier: Classifier,
+    config: ServeConfig,
+    max_classifying: int,
+    max_explaining: int,
+    *,
+    looker: Looker | None = None,
+    proxy_adds_id: bool = False,
 ) -> FastAPI:
-    """The service around `classifier`, which sees at most that many classifications and rationales at once. `proxy_adds_id` is as in
-    `serve.envelope.Envelope`."""
+    """The service around `classifier`, which sees at most that many classifications and rationales at once, and, where attention is
+    offered, `looker`. `proxy_adds_id` is as in `serve.envelope.Envelope`."""
     summary = "Video classification with reasons on demand"
     # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
     app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
@@ -58,9 +67,9 @@ def build_app(
     answer_with_problems(app)
     # For the description alone: `KeyGate` has looked at it by then.
     needs_key = [Security(HTTPBearer(auto_error=False, description="a key of the service, where it has keys"))]
-    app.include_router(_uploads(Service(classifier, config, max_classifying, max_explaining)), dependencies=needs_key)
+    app.include_router(_uploads(Service(classifier, config, max_classifying, max_explaining, looker)), dependencies=needs_key)
     samples = page.find_samples(config.samples)
-    app.include_router(_about(classifier, config, len(samples)), dependencies=needs_key)
+    app.include_router(_about(classifier, config, len(samples), looker is not None), dependencies=needs_key)
     app.include_router(page.samples(samples), dependencies=needs_key)
     app.include_router(_health(classifier))
     app.include_router(page.page())
@@ -96,18 +105,24 @@ def _uploads(service: Service) -> APIRouter:
     )
     async def rationale(
         request: Request,
-        video: Annotated[UploadFile | None, File(description="the video file")] = None,
-        video_id: Annotated[str | None, Form(max_length=64, description="instead: that of a video classified a short while ago")] = None,
+        video: Video = None,
+        video_id: VideoId = None,
         context: Context = None,
     ) -> RationaleAnswer | Response:
-        if (video is None) == (video_id is None):
-            raise _invalid("video", "give either the file or the video_id of one classified before")
-        asker, source = _asker(request), video or video_id or ""
+        asker, source = _asker(request), _only(video, video_id)
         if events.MEDIA_TYPE not in request.headers.get("accept", ""):
             return await while_connected(request.receive, service.explain(asker, source, context))
         stream = events.EventStream(lambda say: service.explain(asker, source, context, say))
         await while_connected(request.receive, stream.begin())
         return stream
+
+    @router.post(
+        "/attention",
+        responses=described_of(examples.LOOKED, *UPLOAD_STATUSES, 404, 501),
+        summary="Where the model looks when it is about to say the label: heatmaps over the frames",
+    )
+    async def attention(request: Request, video: Video = None, video_id: VideoId = None, context: Context = None) -> AttentionAnswer:
+        return await while_connected(request.receive, service.look_where(_asker(request), _only(video, video_id), context))
 
     @router.post(
         "/frames",
@@ -122,7 +137,7 @@ def _uploads(service: Service) -> APIRouter:
     return router
 
 
-def _about(classifier: Classifier, config: ServeConfig, num_samples: int) -> APIRouter:
+def _about(classifier: Classifier, config: ServeConfig, num_samples: int, has_attention: bool) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/task", responses=described_of(examples.TASK, 401), summary="Labels, prompts, where the model comes from, limits")
@@ -149,6 +164,7 @@ def _about(classifier: Classifier, config: ServeConfig, num_samples: int) -> API
                 video_kept_s=config.clip_cache_s,
             ),
             num_samples=num_samples,
+            has_attention=has_attention,
         )
 
     return router
@@ -173,6 +189,15 @@ def _asker(request: Request) -> Asker:
     """Whose request it is, from what `serve.envelope` and `serve.keys` have left in its state."""
     state = request.state
     return Asker(request_id=state.request_id, owner=state.key.sha256, began=state.began)
+
+
+def _only(video: UploadFile | None, video_id: str | None) -> UploadFile | str:
+    """Whichever of the two was given."""
+    if video is not None and video_id is None:
+        return video
+    if video_id is None or video is not None:
+        raise _invalid("video", "give either the file or the video_id of one classified before")
+    return video_id
 
 
 def _invalid(field: str, message: str) -> RequestValidationError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from rbft.api import (
+    AttentionAnswer,
     CalibrationFacts,
     ClassifyAnswer,
     Frame,
     FramesAnswer,
+    Heatmap,
     Limits,
     ModelVersion,
     RationaleAnswer,
@@ -66,6 +68,16 @@ SHOWN = FramesAnswer(
     timing_s={"receive": 0.0, "queue": 0.0, "encode": 0.01, "total": 0.01},
 )
 
+LOOKED = AttentionAnswer(
+    heatmaps=tuple(Heatmap(time_s=time_s, uri=_JPEG, width=280, height=240, share=share) for time_s, share in ((0.0, 0.41), (1.0, 0.59))),
+    video_share=0.23,
+    request_id="7ad83b1c0f5942e6",
+    video_id="mX3l0kQ2n8sT5vB9wZ1cR4yH",
+    model=_MODEL,
+    video=VideoFacts(num_frames=2, fps=1.0, duration_s=2.0),
+    timing_s={"receive": 0.0, "queue": 0.0, "attention": 0.35, "total": 0.35},
+)
+
 _EVENTS = [
     ("start", RationaleStart(request_id=EXPLAINED.request_id, video_id=EXPLAINED.video_id, model=_MODEL, video=_VIDEO)),
     ("text", TextPiece(text="Subjects: a person")),
@@ -95,4 +107,5 @@ TASK = TaskAnswer(
         video_kept_s=300.0,
     ),
     num_samples=3,
+    has_attention=True,
 )

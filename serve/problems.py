@@ -35,6 +35,7 @@ _STATUS: dict[type[errors.RBFTError], HTTPStatus] = {
     errors.UploadTimeoutError: HTTPStatus.REQUEST_TIMEOUT,
     errors.OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RequestTimeoutError: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.NotOfferedError: HTTPStatus.NOT_IMPLEMENTED,
 }
 
 
@@ -90,6 +91,7 @@ _CAUSES = {
     413: "the body is too large",
     415: "not multipart/form-data, or a video format that is not decoded",
     422: "a field is missing or wrong, or the video cannot be used: broken, empty, too long, frames too large or too many",
+    501: "this service does not offer it; its configuration may turn it on",
     503: "overloaded or restarting; try again after `Retry-After` seconds",
     504: "the answer was not ready in time",
 }

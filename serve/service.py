@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from fastapi import UploadFile
 
 from rbft.api import (
+    AttentionAnswer,
     CalibrationFacts,
     ClassifyAnswer,
     Frame,
@@ -27,20 +28,22 @@ from rbft.api import (
     VideoFacts,
 )
 from rbft.config import ServeConfig
-from rbft.errors import EngineError, RequestTimeoutError
+from rbft.errors import EngineError, NotOfferedError, RequestTimeoutError
 from rbft.evaluation.figures import frame_images
 from rbft.records import Clip, VideoSpec
 from rbft.task import Task
+from serve.attention import MAX_SHOWN_HEIGHT, Looker
 from serve.clips import ClipCache, Seen
 from serve.events import Said
 from serve.limits import Queue
 from serve.upload import received
 
-_MAX_SHOWN_HEIGHT = 240
-"""Pixels of a frame that is shown to a person: 128 such frames are some 2 MB."""
-
 _MAX_SHOWING = 2
 """Videos whose frames are made into pictures at once: a tenth of a second of a core at most, each, beside the engine."""
+
+_MAX_LOOKING = 2
+"""Videos whose attention is read at once: while one is in the model, another is being decoded. More would only take decoders from those
+that are to be classified."""
 
 
 class Classifier(Protocol):
@@ -112,16 +115,21 @@ def _likeliest(answer: ClassifyAnswer, top_k: int | None) -> dict[str, float]:
 
 
 class Service:
-    """Answers requests with `classifier`: at most `max_classifying` classifications and `max_explaining` rationales at once."""
+    """Answers requests with `classifier`: at most `max_classifying` classifications and `max_explaining` rationales at once. Without a
+    `looker` nobody is told where the model looks."""
 
-    def __init__(self, classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int) -> None:
+    def __init__(
+        self, classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int, looker: Looker | None = None
+    ) -> None:
         self.classifier = classifier
+        self._looker = looker
         self._timeout_s = config.request_timeout_s
         self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s)
         # A queue each: rationales take seconds, and those that wait must not stand before a classification.
         self._classifying = Queue(max_classifying, config.max_queued_requests)
         self._explaining = Queue(max_explaining, config.max_queued_requests)
         self._showing = Queue(_MAX_SHOWING, config.max_queued_requests)
+        self._looking = Queue(_MAX_LOOKING, config.max_queued_requests)
 
     async def classify(
         self, asker: Asker, upload: UploadFile, context: str | None, *, threshold: float | None, top_k: int | None, with_rationale: bool
@@ -156,26 +164,34 @@ class Service:
 
         An id brings the context that came with its video unless `context` is another. Raises as `classify` does, and `ClipExpiredError`.
         """
-        async with _deadline(self._timeout_s):
-            # Before it waits: an id that is known now stays good.
-            known = self._clips.get(asker.owner, video) if isinstance(video, str) else None
-            async with self._turn(self._explaining, asker):
-                if isinstance(video, str):
-                    assert known is not None
-                    seen, video_id = (known if context is None else replace(known, context=context)), video
-                else:
-                    seen = Seen(await self._look(asker, video), context)
-                    video_id = self._clips.put(asker.owner, seen) or ""
-                async with asker.phase("engine"):
-                    answer = await self._explained(asker, seen, video_id or None, say)
+        turn = self._seen(self._explaining, asker, video, context)
+        async with _deadline(self._timeout_s), turn as (seen, video_id), asker.phase("engine"):
+            answer = await self._explained(asker, seen, video_id, say)
         return answer.model_copy(update={"timing_s": asker.timing()})
+
+    async def look_where(self, asker: Asker, video: UploadFile | str, context: str | None) -> AttentionAnswer:
+        """Where the model looks on an upload or the video of an id; raises as `explain` does, and `NotOfferedError`."""
+        if self._looker is None:
+            raise NotOfferedError("this service does not read attention; start it with serve.attention: true")
+        turn = self._seen(self._looking, asker, video, context)
+        async with _deadline(self._timeout_s), turn as (seen, video_id), asker.phase("attention"):
+            looks = await self._looker.look(seen.clip, seen.context)
+        return AttentionAnswer(
+            heatmaps=looks.heatmaps,
+            video_share=looks.video_share,
+            request_id=asker.request_id,
+            video_id=video_id,
+            model=self.classifier.version,
+            video=facts(seen.clip),
+            timing_s=asker.timing(),
+        )
 
     async def show(self, asker: Asker, video_id: str) -> FramesAnswer:
         """The frames that the model saw of the video of that id. Raises `ClipExpiredError`, `OverloadedError` and `RequestTimeoutError`."""
         async with _deadline(self._timeout_s):
             clip = self._clips.get(asker.owner, video_id).clip
             async with self._turn(self._showing, asker), asker.phase("encode"):
-                images = await asyncio.to_thread(frame_images, clip, max_frames=clip.num_frames, max_height=_MAX_SHOWN_HEIGHT)
+                images = await asyncio.to_thread(frame_images, clip, max_frames=clip.num_frames, max_height=MAX_SHOWN_HEIGHT)
         return FramesAnswer(
             frames=tuple(Frame(time_s=image.timestamp_s, uri=image.uri, width=image.width, height=image.height) for image in images),
             request_id=asker.request_id,
@@ -196,6 +212,21 @@ class Service:
                     return piece.model_copy(update=marks)
                 say(TextPiece(text=piece))
         raise EngineError("the engine ended without an answer")
+
+    @asynccontextmanager
+    async def _seen(
+        self, queue: Queue, asker: Asker, video: UploadFile | str, context: str | None
+    ) -> AsyncIterator[tuple[Seen, str | None]]:
+        """A turn in `queue` with the upload, decoded and kept, or the video of an id; and its id, if it is kept."""
+        # Before it waits: an id that is known now stays good.
+        known = self._clips.get(asker.owner, video) if isinstance(video, str) else None
+        async with self._turn(queue, asker):
+            if isinstance(video, str):
+                assert known is not None
+                yield (known if context is None else replace(known, context=context)), video
+            else:
+                seen = Seen(await self._look(asker, video), context)
+                yield seen, self._clips.put(asker.owner, seen)
 
     async def _look(self, asker: Asker, upload: UploadFile) -> Clip:
         async with asker.phase("decode"), received(upload) as path:

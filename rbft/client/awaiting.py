@@ -11,7 +11,7 @@ from typing import Self
 import httpx
 from tenacity import AsyncRetrying
 
-from rbft.api import ClassifyAnswer, RationaleAnswer, TaskAnswer
+from rbft.api import AttentionAnswer, ClassifyAnswer, RationaleAnswer, TaskAnswer
 from rbft.client import wire
 from rbft.client.events import EventReader
 from rbft.client.wire import Answer, Question, Said
@@ -77,6 +77,18 @@ class AsyncClient:
             async with aclosing(self._stream(wire.ask_why(path, None, context, streamed=True))) as stream:
                 async for said in stream:
                     yield said
+
+    async def attention(
+        self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
+    ) -> AttentionAnswer:
+        """Where the model looks on the video of an earlier answer's `video_id`, or of the file `path`; both are as in `rationale`. Raises
+        `NotOfferedError` where the service does not read attention."""
+        try:
+            return await self._ask(wire.ask_where(path, video_id, context), AttentionAnswer)
+        except ClipExpiredError:
+            if path is None:
+                raise
+            return await self._ask(wire.ask_where(path, None, context), AttentionAnswer)
 
     async def task(self) -> TaskAnswer:
         """Labels, prompts, model version and limits of the service."""

@@ -11,7 +11,7 @@ from typing import Self
 import httpx
 from tenacity import Retrying
 
-from rbft.api import ClassifyAnswer, RationaleAnswer, TaskAnswer
+from rbft.api import AttentionAnswer, ClassifyAnswer, RationaleAnswer, TaskAnswer
 from rbft.client import wire
 from rbft.client.events import EventReader
 from rbft.client.wire import Answer, Question, Said
@@ -73,6 +73,16 @@ class Client:
             if path is None or has_begun:
                 raise
             yield from self._stream(wire.ask_why(path, None, context, streamed=True))
+
+    def attention(self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None) -> AttentionAnswer:
+        """Where the model looks on the video of an earlier answer's `video_id`, or of the file `path`; both are as in `rationale`. Raises
+        `NotOfferedError` where the service does not read attention."""
+        try:
+            return self._ask(wire.ask_where(path, video_id, context), AttentionAnswer)
+        except ClipExpiredError:
+            if path is None:
+                raise
+            return self._ask(wire.ask_where(path, None, context), AttentionAnswer)
 
     def task(self) -> TaskAnswer:
         """Labels, prompts, model version and limits of the service."""

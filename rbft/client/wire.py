@@ -67,12 +67,19 @@ def ask_label(path: str | Path, context: str | None, threshold: float | None, to
 
 
 def ask_why(path: str | Path | None, video_id: str | None, context: str | None, *, streamed: bool = False) -> Question:
+    return _ask_about("/v1/rationale", path, video_id, context, "text/event-stream" if streamed else "application/json")
+
+
+def ask_where(path: str | Path | None, video_id: str | None, context: str | None) -> Question:
+    return _ask_about("/v1/attention", path, video_id, context, "application/json")
+
+
+def _ask_about(route: str, path: str | Path | None, video_id: str | None, context: str | None, accept: str) -> Question:
     """About the video of an id if there is one, else about the file. Raises `RequestError` if there is neither."""
     if path is None and video_id is None:
-        raise RequestError("a rationale is about a video; give its path or the video_id of an answer")
-    accept = "text/event-stream" if streamed else "application/json"
+        raise RequestError(f"{route} is about a video; give its path or the video_id of an answer")
     upload = path if video_id is None else None
-    return Question("POST", "/v1/rationale", upload, _fields({"context": context, "video_id": video_id}), accept)
+    return Question("POST", route, upload, _fields({"context": context, "video_id": video_id}), accept)
 
 
 def headers(key: str | None) -> dict[str, str]:

@@ -41,6 +41,14 @@ class ServeConfig(Section):
     """Clips that the page at `/` offers to those who have none at hand: files, on every machine that may hold a replica. Those that are
     not there when it starts are left out. Whoever may ask may have them."""
 
+    attention: bool = False
+    """Whether `/v1/attention` tells where the model looks. Plain transformers loads the weights once more for that, in its own process;
+    `evaluation.attention.num_layers` says over how many layers the maps are averaged."""
+    attention_num_cpus: float = Field(1.0, ge=0)
+    """What that process reserves in Ray."""
+    attention_num_gpus: float = Field(0.0, ge=0)
+    """Likewise: a share of a GPU is room for its weights; 0 reads on the CPU."""
+
     clip_cache_bytes: int = Field(1 << 30, ge=0)
     """Decoded frames that a replica keeps, so that "why?" needs no second upload; 0 keeps none. 60 frames of 420 x 360 are 27 MB."""
     clip_cache_s: float = Field(300.0, gt=0)

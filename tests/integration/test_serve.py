@@ -23,6 +23,8 @@ from rbft.engines.hf import HFEngine
 from rbft.engines.labels import probabilities
 from rbft.keys import add_key
 from rbft.video.pool import DecodePool
+from serve.attention import AttentionModel
+from serve.model import ServedModel
 from tests.integration.conftest import RayCluster
 from tests.serve.samples import write_clip
 from tests.tiny_models import make_tiny_model
@@ -115,6 +117,21 @@ def test_why_is_told_word_by_word_without_a_second_upload(client: Client, clip_p
     next(stream)
     stream.close()
     assert client.classify(clip_path).label == answer.label, "one that hung up leaves the service as it was"
+
+
+def test_where_it_looks_is_told_by_another_process(client: Client, clip_path: Path, config: RunConfig, miniature_model: Path) -> None:
+    answer = client.classify(clip_path)
+    looks = client.attention(video_id=answer.video_id)
+    assert client.task().has_attention and "decode" not in looks.timing_s
+
+    pool = DecodePool(1, 60.0, 2 << 30)
+    clip = asyncio.run(pool.decode_async(str(clip_path), config.video.spec()))
+    pool.close()
+    served = ServedModel(miniature_model, answer.model, config.task, config.video.spec(), {})
+    directly = asyncio.run(AttentionModel(served, config.model, config.evaluation.attention.num_layers).look(clip, None))
+    assert looks.video_share == pytest.approx(directly.video_share, abs=1e-4)
+    assert [heatmap.share for heatmap in looks.heatmaps] == pytest.approx([heatmap.share for heatmap in directly.heatmaps], abs=1e-4)
+    assert client.attention(clip_path).heatmaps == looks.heatmaps
 
 
 def test_without_a_key_only_health_is_told(client: Client, clip_path: Path) -> None:
