@@ -151,6 +151,38 @@ class AttentionAnswer(_Body):
     """Seconds by phase: receive (the body), queue, decode (of an upload), attention; total is that of the whole request."""
 
 
+class Problem(_Body):
+    """The body of every error (RFC 9457, application/problem+json)."""
+
+    type: str = "about:blank"
+    title: str
+    """The HTTP status in words."""
+    status: int
+    detail: str
+    """What is wrong and what to do, on one line."""
+    code: str
+    """An error code of `rbft.errors`, for machines."""
+
+
+class BatchItem(_Body):
+    """What became of one file of a batch: an answer or a problem."""
+
+    status: int
+    """What it would have been answered with alone: 200, or the problem's."""
+    answer: ClassifyAnswer | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(_Body):
+    """The body of `POST /v1/classify/batch`."""
+
+    items: tuple[BatchItem, ...]
+    """One a file, in the order in which they were sent."""
+    request_id: str = ""
+    timing_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds: receive (the body); total is that of the whole request. Each answer has its own phases."""
+
+
 class Limits(_Body):
     """What the service takes."""
 
@@ -165,6 +197,8 @@ class Limits(_Body):
     max_frame_pixels: int
     """Height x width of a frame, as stored."""
     max_context_characters: int
+    max_batch_files: int = 1
+    """In one request of `/v1/classify/batch`, whose body as a whole has at most `max_upload_bytes`."""
     request_timeout_s: float
     """For an answer, from the end of the body on."""
     video_kept_s: float
@@ -205,22 +239,11 @@ class TaskAnswer(_Body):
     """Sample clips that `GET /v1/samples/{number}` has, from 1 on."""
     has_attention: bool = False
     """Whether `POST /v1/attention` is offered."""
+    takes_urls: bool = False
+    """Whether a video may be named by its address, of hosts and storages that the service's configuration names."""
 
 
 class Health(_Body):
     """The body of `GET /healthz` and `GET /readyz`."""
 
     status: str = "ok"
-
-
-class Problem(_Body):
-    """The body of every error (RFC 9457, application/problem+json)."""
-
-    type: str = "about:blank"
-    title: str
-    """The HTTP status in words."""
-    status: int
-    detail: str
-    """What is wrong and what to do, on one line."""
-    code: str
-    """An error code of `rbft.errors`, for machines."""

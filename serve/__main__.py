@@ -29,6 +29,8 @@ def main() -> int:
         if config.serve.keys is not None and not read_keys(config.serve.keys):
             raise ConfigError(f"{config.serve.keys}: holds no key, so that nobody could ask; make one with `rbft keys add`")
         source = find_model(config, arguments.model)
+        if arguments.model is not None:  # a canary's label is that of the run's model
+            config = config.model_copy(update={"serve": config.serve.model_copy(update={"canary": ()})})
         _serve(config, source)
     except RBFTError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ from rbft.engines.base import Sampling
 from rbft.errors import JobError
 from serve.app import build_app
 from serve.attention_deployment import RemoteLooker, attention_application
+from serve.canary import Readiness
 from serve.classifier import VideoClassifier
 from serve.model import ModelSource, open_model
 from serve.problems import RETRY_AFTER_S
@@ -49,13 +50,15 @@ class Replica:
         self._open.callback(engine.close)
         sampling = Sampling(config.generation.max_new_tokens, config.generation.temperature, config.seed)
         self._classifier = VideoClassifier(engine, decoders, model, sampling)
+        self._readiness = Readiness(self._classifier, config.serve.canary)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         sizes = _max_classifying(self._config), _max_explaining(self._config)
-        return build_app(self._classifier, self._config.serve, *sizes, looker=self._looker, proxy_adds_id=True)
+        return build_app(self._classifier, self._config.serve, *sizes, looker=self._looker, readiness=self._readiness, proxy_adds_id=True)
 
     async def check_health(self) -> None:
-        await self._classifier.check_health()
+        """Serve asks once before it sends anything here, and a canary that fails then fails the start."""
+        await self._readiness.check()
 
     def __del__(self) -> None:
         if hasattr(self, "_open"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from rbft.api import (
     AttentionAnswer,
+    BatchAnswer,
+    BatchItem,
     CalibrationFacts,
     ClassifyAnswer,
     Frame,
@@ -11,6 +13,7 @@ from rbft.api import (
     Heatmap,
     Limits,
     ModelVersion,
+    Problem,
     RationaleAnswer,
     RationaleStart,
     Sampled,
@@ -59,6 +62,18 @@ CLASSIFIED = ClassifyAnswer(
     timing_s={"receive": 0.02, "queue": 0.0, "decode": 0.31, "engine": 0.12, "total": 0.46},
 )
 
+BATCH = BatchAnswer(
+    items=(
+        BatchItem(status=200, answer=CLASSIFIED),
+        BatchItem(
+            status=422,
+            problem=Problem(title="Unprocessable Entity", status=422, detail="the upload: its end is missing", code="video_decode"),
+        ),
+    ),
+    request_id="5d02b6a1c93f4e11",
+    timing_s={"receive": 0.05, "total": 0.49},
+)
+
 _JPEG = "data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAAAQABAAD/…"
 
 SHOWN = FramesAnswer(
@@ -103,6 +118,7 @@ TASK = TaskAnswer(
         max_frames=36_000,
         max_frame_pixels=9_437_184,
         max_context_characters=8192,
+        max_batch_files=32,
         request_timeout_s=120.0,
         video_kept_s=300.0,
     ),

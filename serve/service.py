@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,9 @@ from rbft.task import Task
 from serve.attention import MAX_SHOWN_HEIGHT, Looker
 from serve.clips import ClipCache, Seen
 from serve.events import Said
+from serve.fetching import Fetcher
 from serve.limits import Queue
+from serve.links import Link
 from serve.upload import received
 
 _MAX_SHOWING = 2
@@ -44,6 +46,13 @@ _MAX_SHOWING = 2
 _MAX_LOOKING = 2
 """Videos whose attention is read at once: while one is in the model, another is being decoded. More would only take decoders from those
 that are to be classified."""
+
+
+_MAX_FETCHING = 8
+"""Videos that are fetched at once. It is done before their turn, so that a host that takes its time keeps no place of others."""
+
+Video = UploadFile | Link
+"""How a video comes in, if not by the id of one that is known."""
 
 
 class Classifier(Protocol):
@@ -116,28 +125,45 @@ def _likeliest(answer: ClassifyAnswer, top_k: int | None) -> dict[str, float]:
 
 class Service:
     """Answers requests with `classifier`: at most `max_classifying` classifications and `max_explaining` rationales at once. Without a
-    `looker` nobody is told where the model looks."""
+    `looker` nobody is told where the model looks, without a `fetcher` no address is taken."""
 
     def __init__(
-        self, classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int, looker: Looker | None = None
+        self,
+        classifier: Classifier,
+        config: ServeConfig,
+        max_classifying: int,
+        max_explaining: int,
+        looker: Looker | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self.classifier = classifier
         self._looker = looker
-        self._timeout_s = config.request_timeout_s
+        self._fetcher = fetcher
+        self.timeout_s = config.request_timeout_s
         self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s)
         # A queue each: rationales take seconds, and those that wait must not stand before a classification.
         self._classifying = Queue(max_classifying, config.max_queued_requests)
         self._explaining = Queue(max_explaining, config.max_queued_requests)
         self._showing = Queue(_MAX_SHOWING, config.max_queued_requests)
         self._looking = Queue(_MAX_LOOKING, config.max_queued_requests)
+        self._fetching = Queue(_MAX_FETCHING, config.max_queued_requests)
 
     async def classify(
-        self, asker: Asker, upload: UploadFile, context: str | None, *, threshold: float | None, top_k: int | None, with_rationale: bool
+        self,
+        asker: Asker,
+        video: Video,
+        context: str | None,
+        *,
+        threshold: float | None,
+        top_k: int | None,
+        with_rationale: bool,
+        until: float | None = None,
     ) -> ClassifyAnswer:
-        """The answer about `upload`. Raises what `Classifier` does, `OverloadedError` and `RequestTimeoutError`."""
-        async with _deadline(self._timeout_s):
-            async with self._turn(self._classifying, asker):
-                clip = await self._look(asker, upload)
+        """The answer about `video`. Raises what `Classifier` does, `OverloadedError` and `RequestTimeoutError`; for an address also what
+        `Fetcher.fetched` does, and `NotOfferedError`. `until`, by the event loop's clock, is another deadline than that of a request."""
+        async with self._deadline(until):
+            async with self._at_hand(asker, video) as file, self._turn(self._classifying, asker):
+                clip = await self._look(asker, file)
                 async with asker.phase("engine"):
                     answer = await self.classifier.classify(clip, context, threshold)
             seen = Seen(clip, context, answer.label)
@@ -158,23 +184,23 @@ class Service:
         )
 
     async def explain(
-        self, asker: Asker, video: UploadFile | str, context: str | None, say: Callable[[Said], None] = lambda _: None
+        self, asker: Asker, video: Video | str, context: str | None, say: Callable[[Said], None] = lambda _: None
     ) -> RationaleAnswer:
-        """The rationale about an upload or the video of an id; `say` is told the text while it is written.
+        """The rationale about a video or that of an id; `say` is told the text while it is written.
 
         An id brings the context that came with its video unless `context` is another. Raises as `classify` does, and `ClipExpiredError`.
         """
         turn = self._seen(self._explaining, asker, video, context)
-        async with _deadline(self._timeout_s), turn as (seen, video_id), asker.phase("engine"):
+        async with self._deadline(), turn as (seen, video_id), asker.phase("engine"):
             answer = await self._explained(asker, seen, video_id, say)
         return answer.model_copy(update={"timing_s": asker.timing()})
 
-    async def look_where(self, asker: Asker, video: UploadFile | str, context: str | None) -> AttentionAnswer:
-        """Where the model looks on an upload or the video of an id; raises as `explain` does, and `NotOfferedError`."""
+    async def look_where(self, asker: Asker, video: Video | str, context: str | None) -> AttentionAnswer:
+        """Where the model looks on a video or that of an id; raises as `explain` does, and `NotOfferedError`."""
         if self._looker is None:
             raise NotOfferedError("this service does not read attention; start it with serve.attention: true")
         turn = self._seen(self._looking, asker, video, context)
-        async with _deadline(self._timeout_s), turn as (seen, video_id), asker.phase("attention"):
+        async with self._deadline(), turn as (seen, video_id), asker.phase("attention"):
             looks = await self._looker.look(seen.clip, seen.context)
         return AttentionAnswer(
             heatmaps=looks.heatmaps,
@@ -188,7 +214,7 @@ class Service:
 
     async def show(self, asker: Asker, video_id: str) -> FramesAnswer:
         """The frames that the model saw of the video of that id. Raises `ClipExpiredError`, `OverloadedError` and `RequestTimeoutError`."""
-        async with _deadline(self._timeout_s):
+        async with self._deadline():
             clip = self._clips.get(asker.owner, video_id).clip
             async with self._turn(self._showing, asker), asker.phase("encode"):
                 images = await asyncio.to_thread(frame_images, clip, max_frames=clip.num_frames, max_height=MAX_SHOWN_HEIGHT)
@@ -214,23 +240,44 @@ class Service:
         raise EngineError("the engine ended without an answer")
 
     @asynccontextmanager
-    async def _seen(
-        self, queue: Queue, asker: Asker, video: UploadFile | str, context: str | None
-    ) -> AsyncIterator[tuple[Seen, str | None]]:
-        """A turn in `queue` with the upload, decoded and kept, or the video of an id; and its id, if it is kept."""
-        # Before it waits: an id that is known now stays good.
-        known = self._clips.get(asker.owner, video) if isinstance(video, str) else None
-        async with self._turn(queue, asker):
-            if isinstance(video, str):
-                assert known is not None
+    async def _seen(self, queue: Queue, asker: Asker, video: Video | str, context: str | None) -> AsyncIterator[tuple[Seen, str | None]]:
+        """A turn in `queue` with a video, decoded and kept, or that of an id; and its id, if it is kept."""
+        if isinstance(video, str):
+            known = self._clips.get(asker.owner, video)  # before it waits: an id that is known now stays good
+            async with self._turn(queue, asker):
                 yield (known if context is None else replace(known, context=context)), video
-            else:
-                seen = Seen(await self._look(asker, video), context)
+        else:
+            async with self._at_hand(asker, video) as file, self._turn(queue, asker):
+                seen = Seen(await self._look(asker, file), context)
                 yield seen, self._clips.put(asker.owner, seen)
 
-    async def _look(self, asker: Asker, upload: UploadFile) -> Clip:
-        async with asker.phase("decode"), received(upload) as path:
+    @asynccontextmanager
+    async def _at_hand(self, asker: Asker, video: Video) -> AsyncIterator[UploadFile | Path]:
+        """The video on this machine: an upload as it is, what is elsewhere fetched."""
+        if not isinstance(video, Link):
+            yield video
+            return
+        if self._fetcher is None:
+            raise NotOfferedError("this service fetches no videos; send the file, or start it with serve.urls")
+        async with AsyncExitStack() as files:
+            async with self._fetching.turn(), asker.phase("fetch"):
+                path = await files.enter_async_context(self._fetcher.fetched(video))
+            yield path
+
+    async def _look(self, asker: Asker, file: UploadFile | Path) -> Clip:
+        async with asker.phase("decode"), nullcontext(file) if isinstance(file, Path) else received(file) as path:
             return await self.classifier.look(path)
+
+    @asynccontextmanager
+    async def _deadline(self, until: float | None = None) -> AsyncIterator[None]:
+        deadline = asyncio.timeout(self.timeout_s) if until is None else asyncio.timeout_at(until)
+        try:
+            async with deadline:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise RequestTimeoutError(f"no answer within {self.timeout_s:g} s; send a shorter video or try again later") from None
 
     @asynccontextmanager
     async def _turn(self, queue: Queue, asker: Asker) -> AsyncIterator[None]:
@@ -242,15 +289,3 @@ class Service:
 def facts(clip: Clip) -> VideoFacts:
     """What the model sees of a video."""
     return VideoFacts(num_frames=clip.num_frames, fps=clip.fps, duration_s=clip.source_duration_s)
-
-
-@asynccontextmanager
-async def _deadline(timeout_s: float) -> AsyncIterator[None]:
-    deadline = asyncio.timeout(timeout_s)
-    try:
-        async with deadline:
-            yield
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise RequestTimeoutError(f"no answer within {timeout_s:g} s; send a shorter video or try again later") from None

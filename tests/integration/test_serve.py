@@ -182,6 +182,16 @@ def test_a_qwen2_vl_answers_too(repository: Path, clip_path: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_model_that_a_canary_finds_wrong_is_not_served(repository: Path, clip_path: Path) -> None:
+    canary = f"serve.canary={{video: {clip_path}, label: none of them}}"
+    command = [sys.executable, "-m", "serve", "--config", "configs/miniature.yaml", "--port", "0"]
+    command += ["--set", "serve.system=zero-shot", "--set", canary, "--set", "serve.attention=false"]
+    done = subprocess.run(command, cwd=repository, env=without_cluster(), capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 1 and "ready:" not in done.stdout
+    assert f"the canary {clip_path} is none of them, and the model says" in done.stderr
+
+
+@pytest.mark.slow
 def test_the_command_serves_on_a_ray_of_its_own_until_interrupted_and_leaves_no_process_behind(
     repository: Path, clip_path: Path, miniature_model: Path
 ) -> None:
