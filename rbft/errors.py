@@ -37,7 +37,11 @@
         ├── UploadTooLargeError     upload_too_large the request body passes the service's limit
         ├── UploadTimeoutError      upload_timeout   the request body did not come in time
         ├── OverloadedError         overloaded       too many requests wait already; try again later
-        └── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
+        ├── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
+        ├── NotOfferedError         not_offered      the service's configuration leaves this out
+        ├── NotReadyError           not_ready        the service has not shown yet that it answers right, or has failed to
+        ├── UrlRefusedError         url_refused      the service does not fetch from this address
+        └── UrlUnreachableError     url_unreachable  there is no video to be had at this address
 
 A caller catches `RBFTError` and shows `str(error)`; machines read `error.code`.
 """
@@ -205,6 +209,22 @@ class OverloadedError(ServiceError):
 
 class RequestTimeoutError(ServiceError):
     code = "request_timeout"
+
+
+class NotOfferedError(ServiceError):
+    code = "not_offered"
+
+
+class NotReadyError(ServiceError):
+    code = "not_ready"
+
+
+class UrlRefusedError(ServiceError):
+    code = "url_refused"
+
+
+class UrlUnreachableError(ServiceError):
+    code = "url_unreachable"
 
 
 def _walk(root: type[RBFTError]) -> list[type[RBFTError]]:

@@ -29,6 +29,8 @@ def main() -> int:
         if config.serve.keys is not None and not read_keys(config.serve.keys):
             raise ConfigError(f"{config.serve.keys}: holds no key, so that nobody could ask; make one with `rbft keys add`")
         source = find_model(config, arguments.model)
+        if arguments.model is not None:  # a canary's label is that of the run's model
+            config = config.model_copy(update={"serve": config.serve.model_copy(update={"canary": ()})})
         _serve(config, source)
     except RBFTError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,13 +56,13 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
     import ray
     from ray import serve
 
-    from serve.deployment import APPLICATION, deploy
+    from serve.deployment import APPLICATION, cpus_needed, deploy
 
     port = free_port(config.serve.host, config.serve.port)
     on_own_ray = not os.environ.get("RAY_ADDRESS")
     print(f"starting {config.serve.num_replicas} replica(s) of {source.name} from {source.uri}; an engine takes about a minute", flush=True)
     # A laptop with fewer cores than the configuration asks for serves too, only slower.
-    num_cpus = max(os.cpu_count() or 1, math.ceil(config.engine.num_cpus * config.serve.num_replicas)) if on_own_ray else None
+    num_cpus = max(os.cpu_count() or 1, math.ceil(cpus_needed(config))) if on_own_ray else None
     try:
         ray.init(
             address="local" if on_own_ray else None,  # else Ray would join whichever cluster was last started on this machine

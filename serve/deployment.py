@@ -8,12 +8,15 @@ from contextlib import ExitStack
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig
+from ray.serve.handle import DeploymentHandle
 
 from rbft import storage
 from rbft.config import RunConfig
 from rbft.engines.base import Sampling
 from rbft.errors import JobError
 from serve.app import build_app
+from serve.attention_deployment import RemoteLooker, attention_application
+from serve.canary import Readiness
 from serve.classifier import VideoClassifier
 from serve.model import ModelSource, open_model
 from serve.problems import RETRY_AFTER_S
@@ -28,7 +31,7 @@ _HEALTH_ROOM = 16
 class Replica:
     """One engine and its decoders, behind the routes. Serve builds it in a running event loop and replaces it when `check_health` fails."""
 
-    def __init__(self, config: RunConfig, source: ModelSource) -> None:
+    def __init__(self, config: RunConfig, source: ModelSource, attention: DeploymentHandle | None = None) -> None:
         _log_requests()
         # Heavy, and only a replica needs them: what deploys should not load an engine.
         from rbft.engines.vllm import VllmEngine
@@ -36,6 +39,7 @@ class Replica:
         from rbft.video.pool import DecodePool
 
         self._config = config
+        self._looker = None if attention is None else RemoteLooker(attention)
         self._open = ExitStack()
         folder = self._open.enter_context(storage.local_folder(source.uri))
         model = open_model(source, folder, config)
@@ -46,13 +50,15 @@ class Replica:
         self._open.callback(engine.close)
         sampling = Sampling(config.generation.max_new_tokens, config.generation.temperature, config.seed)
         self._classifier = VideoClassifier(engine, decoders, model, sampling)
+        self._readiness = Readiness(self._classifier, config.serve.canary)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         sizes = _max_classifying(self._config), _max_explaining(self._config)
-        return build_app(self._classifier, self._config.serve, *sizes, proxy_adds_id=True)
+        return build_app(self._classifier, self._config.serve, *sizes, looker=self._looker, readiness=self._readiness, proxy_adds_id=True)
 
     async def check_health(self) -> None:
-        await self._classifier.check_health()
+        """Serve asks once before it sends anything here, and a canary that fails then fails the start."""
+        await self._readiness.check()
 
     def __del__(self) -> None:
         if hasattr(self, "_open"):
@@ -84,9 +90,15 @@ def deploy(config: RunConfig, source: ModelSource, port: int) -> None:
     timeout_s = config.serve.body_timeout_s + config.serve.request_timeout_s + 30
     serve.start(http_options={"host": config.serve.host, "port": port, "request_timeout_s": timeout_s})
     try:
-        serve.run(deployment.bind(config, source), name=APPLICATION, route_prefix="/")
+        serve.run(deployment.bind(config, source, attention_application(config, source)), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise JobError(f"{source.uri}: cannot be served: {_reason(error)}; the logs are in /tmp/ray/session_latest/logs/serve") from error
+
+
+def cpus_needed(config: RunConfig) -> float:
+    """What the deployments reserve in Ray together."""
+    attention = config.serve.attention_num_cpus if config.serve.attention else 0
+    return config.engine.num_cpus * config.serve.num_replicas + attention
 
 
 def _reason(error: RuntimeError) -> str:

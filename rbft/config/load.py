@@ -58,6 +58,7 @@ _PATH_KEYS = {
     ("evaluation",): ("api_cache", "attributes"),
     ("evaluation", "video_classifiers"): ("path",),
     ("serve",): ("calibration", "keys", "samples"),
+    ("serve", "canary"): ("video",),
 }
 
 

@@ -128,7 +128,9 @@ def test_a_body_of_unknown_length_is_counted_while_it_is_read(num_bytes: int, st
 @pytest.mark.parametrize(
     ("request_", "status", "names"),
     [
-        ({"json": {"video": "https://example.org/a.mp4"}}, 415, "multipart/form-data"),
+        ({"json": {"video": "https://example.org/a.mp4"}}, 422, "video"),
+        ({"json": {}}, 422, "video"),
+        ({"json": [1]}, 400, "JSON object"),
         ({"content": b"bytes", "headers": {"content-type": "video/mp4"}}, 415, "multipart/form-data"),
         ({}, 415, "multipart/form-data"),
         ({"files": {"film": b"bytes"}}, 422, "video"),
