@@ -12,7 +12,16 @@ from typing import Any
 
 from ray_jobs import api_models
 from ray_jobs.command import main
-from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_calibrations, read_predictions
+from ray_jobs.evaluate import (
+    evaluate,
+    explain,
+    finish_predictions,
+    held_out,
+    prediction_work,
+    read_calibrations,
+    read_measures,
+    read_predictions,
+)
 from ray_jobs.generate import distinct_rationales, generate, read_rationales
 from ray_jobs.looking import attention_maps
 from ray_jobs.memory import PeakMemory
@@ -30,7 +39,7 @@ from rbft.evaluation.curves import read_curves
 from rbft.evaluation.imported import read_imported
 from rbft.evaluation.looking.heatmaps import overlay
 from rbft.evaluation.report import write_report
-from rbft.evaluation.report_data import ReportData, ReportSection, main_system, report_data
+from rbft.evaluation.report_data import CalibratedResult, ReportData, ReportSection, main_system, report_data
 from rbft.evaluation.run_clips import decode_clips
 from rbft.evaluation.tables import difference_sentence, summary_json, table_text
 from rbft.records import Clip, Example
@@ -117,7 +126,11 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
         wall_s=run.fact("wall_s", {}),
         versions=run.fact("versions", {}),
         provenance=_provenance(run),
-        calibrations=read_calibrations(run),
+        measures={system: read_measures(run, system, predictions[system]) for system in config.evaluation.all_systems},
+        calibrated={
+            system: CalibratedResult.of(fitted, read_measures(run, system, predictions[system], fitted))
+            for system, fitted in read_calibrations(run).items()
+        },
         durations_s=clip_durations(by_id.values()),
         notes=notes,
         seed=config.seed,
