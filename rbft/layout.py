@@ -4,6 +4,7 @@
 <run>/config.yaml                               resolved configuration
 <run>/run.json                                  versions, hashes, lineage, and which artifact is the current one of each kind
 <run>/manifest.parquet
+<run>/durations.parquet                         how long the videos say they are
 <run>/rationales/<fingerprint>/                 parts/ and attempts/ while it grows, rationales-*.parquet and COMPLETE.json at the end,
                                                 with scores.parquet, quality.json and quality.html, and reviews/ if people changed any
 <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
@@ -40,6 +41,10 @@ class RunLayout:
     @property
     def manifest(self) -> str:
         return f"{self.root}/manifest.parquet"
+
+    @property
+    def durations(self) -> str:
+        return f"{self.root}/durations.parquet"
 
     @property
     def report(self) -> str:

@@ -4,6 +4,7 @@ A message is a 4-byte big-endian length, that many bytes of JSON (`kind` and its
     ready       it can take requests; `unconfined` says why `rbft.video.confine` cannot hold it here, None if it does
     backend     decoder `backend` starts now
     log         `level`, `message`, to be logged by the parent
+    duration    `duration_s` of a video that was only to be probed
     clip        the fields of `Clip`, `shape`; then the pixels
     error       `code`, `message` of a `VideoError`
 It imports numpy, Pillow and PyAV (decord when it is asked for), nothing heavier, and ends with its parent.
@@ -38,10 +39,10 @@ def main() -> None:
     os.dup2(2, 1)
 
     from rbft.video.confine import forbid_calls
-
     unconfined = forbid_calls()  # before libraries are loaded, whose threads would stay free of it
     from rbft.video.decode import decode  # loaded now, so that a request pays for decoding only
     from rbft.video.limits import SourceLimits
+    from rbft.video.probe import probe
 
     # Private writable memory. The address space would count what is only reserved, too: thread stacks, arenas, mapped libraries.
     resource.setrlimit(resource.RLIMIT_DATA, (memory_limit_bytes, memory_limit_bytes))
@@ -51,6 +52,9 @@ def main() -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         try:
+            if request.get("probe"):
+                send(messages, "duration", duration_s=probe(request["path"]).duration_s)
+                continue
             clip = decode(
                 request["path"],
                 VideoSpec(**request["spec"]),
