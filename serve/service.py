@@ -27,13 +27,14 @@ from rbft.api import (
     VideoFacts,
 )
 from rbft.config import ServeConfig
-from rbft.errors import EngineError, RequestTimeoutError
+from rbft.errors import EngineError, RBFTError, RequestTimeoutError
 from rbft.evaluation.figures import frame_images
 from rbft.records import Clip, VideoSpec
 from rbft.task import Task
 from serve.clips import ClipCache, Seen
 from serve.events import Said
 from serve.limits import Queue
+from serve.problems import problem_of
 from serve.upload import received
 
 _MAX_SHOWN_HEIGHT = 240
@@ -126,18 +127,22 @@ class Service:
     async def classify(
         self, asker: Asker, upload: UploadFile, context: str | None, *, threshold: float | None, top_k: int | None, with_rationale: bool
     ) -> ClassifyAnswer:
-        """The answer about `upload`. Raises what `Classifier` does, `OverloadedError` and `RequestTimeoutError`."""
-        async with _deadline(self._timeout_s):
-            async with self._turn(self._classifying, asker):
-                clip = await self._look(asker, upload)
-                async with asker.phase("engine"):
-                    answer = await self.classifier.classify(clip, context, threshold)
-            seen = Seen(clip, context, answer.label)
-            video_id = self._clips.put(asker.owner, seen)
-            rationale = None
-            if with_rationale:
-                async with asker.phase("rationale"), self._explaining.turn():
+        """The answer about `upload`. Raises what `Classifier` does, `OverloadedError` and `RequestTimeoutError`; a rationale that fails
+        costs the answer nothing, and is told of in it."""
+        ends_s = asyncio.get_running_loop().time() + self._timeout_s
+        async with _deadline(self._timeout_s, ends_s), self._turn(self._classifying, asker):
+            clip = await self._look(asker, upload)
+            async with asker.phase("engine"):
+                answer = await self.classifier.classify(clip, context, threshold)
+        seen = Seen(clip, context, answer.label)
+        video_id = self._clips.put(asker.owner, seen)
+        rationale = failed = None
+        if with_rationale:
+            try:
+                async with _deadline(self._timeout_s, ends_s), asker.phase("rationale"), self._explaining.turn():
                     rationale = await self._explained(asker, seen, video_id, lambda _: None)
+            except RBFTError as error:
+                failed = problem_of(error)
         return answer.model_copy(
             update={
                 "probabilities": _likeliest(answer, top_k),
@@ -145,6 +150,7 @@ class Service:
                 "video_id": video_id,
                 "video_expires_s": self._clips.max_age_s if video_id else None,
                 "rationale": rationale,
+                "rationale_problem": failed,
                 "timing_s": asker.timing(),
             }
         )
@@ -214,8 +220,9 @@ def facts(clip: Clip) -> VideoFacts:
 
 
 @asynccontextmanager
-async def _deadline(timeout_s: float) -> AsyncIterator[None]:
-    deadline = asyncio.timeout(timeout_s)
+async def _deadline(timeout_s: float, ends_s: float | None = None) -> AsyncIterator[None]:
+    """`timeout_s` from now on, or where it began before, until `ends_s` by the loop's clock."""
+    deadline = asyncio.timeout(timeout_s) if ends_s is None else asyncio.timeout_at(ends_s)
     try:
         async with deadline:
             yield
