@@ -12,22 +12,19 @@ It imports numpy, Pillow and PyAV (decord when it is asked for), nothing heavier
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import resource
-import signal
 import struct
 import sys
 from typing import Any, BinaryIO
 
 from rbft.errors import VideoDecodeError, VideoError
+from rbft.parent import die_with_parent
 from rbft.records import VideoSpec
 
 LENGTH = struct.Struct(">I")
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
@@ -39,6 +36,7 @@ def main() -> None:
     os.dup2(2, 1)
 
     from rbft.video.confine import forbid_calls
+
     unconfined = forbid_calls()  # before libraries are loaded, whose threads would stay free of it
     from rbft.video.decode import decode  # loaded now, so that a request pays for decoding only
     from rbft.video.limits import SourceLimits
@@ -84,8 +82,7 @@ def send(messages: BinaryIO, kind: str, payload: Any = b"", **fields: Any) -> No
 
 
 def _die_with(parent_pid: int) -> None:
-    # By the kernel, because a decoder that hangs holds the interpreter and would notice nothing. It may have been too late already.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()  # a decoder that hangs holds the interpreter and would notice nothing by itself
     if os.getppid() != parent_pid:
         sys.exit("the parent is gone")
 
