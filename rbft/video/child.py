@@ -36,8 +36,11 @@ def main() -> None:
     os.dup2(2, 1)
 
     from rbft.video.confine import forbid_calls
+    from rbft.video.landlock import forbid_changes
 
-    unconfined = forbid_calls()  # before libraries are loaded, whose threads would stay free of it
+    # Before libraries are loaded, whose threads would stay free of it. `rbft doctor` says whether this machine can do the former.
+    forbid_changes()
+    unconfined = forbid_calls()
     from rbft.video.decode import decode  # loaded now, so that a request pays for decoding only
     from rbft.video.limits import SourceLimits
     from rbft.video.probe import probe
