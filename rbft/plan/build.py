@@ -57,6 +57,8 @@ def build_plan(config: RunConfig, gpu_memory_bytes: int | None = None) -> Plan:
             seen = count(cohort) if system.unlabelled_too else told
             if seen is not None and system.rest == "none":
                 seen = system.num_own(seen)
+            if seen is not None:
+                seen -= round(training.rationale_validation_share * seen)
             optimiser = training.optimiser(system.name, "rationale")
             name = f"train {system.name}, stage 1 (rationales)"
             steps.append(_training(name, seen, training.rationale_epochs, optimiser, config, shape, rationale, gpu_memory_bytes))
