@@ -89,7 +89,7 @@ def plan_stages(run: Run) -> list[PlannedStage]:
             texts = _rationale_texts(system, seen, own, unfit, config.seed)
             first = rationale_items(task, seen, texts, system.target)
             _check_some(first, "has a rationale that passes the gates")
-            start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, _Samples(first), stages)
+            start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, _rationale_samples(run, first), stages)
         samples = _classify_samples(run, items, [] if start is None else start.items)
         _stage(run, system.name, "classify", start, system.classify_times * config.training.classify_epochs, samples, stages)
     return list(stages.values())
@@ -103,6 +103,7 @@ class _Samples:
     classes: tuple[str | None, ...] = ()
     num_replay: int = 0
     validation: tuple[TrainingItem, ...] = ()
+    held_out: tuple[TrainingItem, ...] = ()
     probe: tuple[TrainingItem, ...] = ()
 
     def determines(self) -> dict[str, Any]:
@@ -115,6 +116,14 @@ def _item_key(item: TrainingItem) -> list[Any]:
     example = item.example
     key = [example.id, example.sha256, example.start_s, example.end_s, list(item.messages), item.answer]
     return key if item.weight == 1 else [*key, item.weight]
+
+
+def _rationale_samples(run: Run, rationales: list[TrainingItem]) -> _Samples:
+    """Stage 1's samples, without those that `training.rationale_validation_share` holds out."""
+    count = round(run.config.training.rationale_validation_share * len(rationales))
+    held_out = draw_items(rationales, count, "held-out rationale", run.config.seed)
+    ids = {item.example.id for item in held_out}
+    return _Samples([item for item in rationales if item.example.id not in ids], held_out=held_out)
 
 
 def _classify_samples(run: Run, labels: list[TrainingItem], rationales: list[TrainingItem]) -> _Samples:
@@ -226,6 +235,7 @@ def _stage(
         classes=samples.classes,
         num_replay=samples.num_replay,
         validation=samples.validation,
+        held_out=samples.held_out,
         probe=samples.probe,
         lineage={
             "run": config.name,
@@ -259,6 +269,8 @@ def _beyond_the_paper(run: Run, samples: _Samples) -> dict[str, Any]:
         used["class_balance"] = training.class_balance
     if samples.num_replay:
         used["num_replay"] = samples.num_replay
+    if samples.held_out:
+        used["num_held_out_rationales"] = len(samples.held_out)
     if samples.validation:
         used["validation"] = training.validation.model_dump(mode="json") | {"num_videos": len(samples.validation)}
     return used

@@ -57,7 +57,7 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
     whoever started this job. `fingerprints` are of what is worked on. Raises `JobError` if workers fail for good."""
     import ray.train
 
-    from ray_jobs.stopping import DriverStop
+    from ray_jobs.stopping import DriverStop, read_stop_file
 
     ensure_ray()
     failures = TrainingFailures(run.config.name)
@@ -68,6 +68,7 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
         while True:
             with DriverStop(stop_file) as stop:
                 ended: TrainingError | None = stop.call(_trainer(training, work, settings, name, ray_folder, stop_file).fit).return_value
+                was_asked = read_stop_file(stop_file) is not None
             if ended is not None and not isinstance(ended, TrainingStopped):
                 failures.count(ended)
                 raise JobError(f"training ended: {ended}")
@@ -77,7 +78,7 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
                 raise KeyboardInterrupt
             if stop.signal is not None:
                 raise ended or JobError(f"{stop.signal.name} came when training had just finished; submit the job again to go on")
-            if ended is None:
+            if ended is None and not was_asked:  # This is the first worker's; another may have stopped before it was finished.
                 return
     except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
         failures.count(error)

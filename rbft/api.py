@@ -85,6 +85,9 @@ class ClassifyAnswer(_Body):
     """Seconds for which it is kept, at most: many other videos may take its place."""
     rationale: RationaleAnswer | None = None
     """If it was asked for."""
+    rationale_problem: Problem | None = None
+    """Why there is none though it was asked for: `code` "overloaded" say, where too many wait for theirs. The label stands; ask for the
+    rationale alone by the `video_id`."""
     model: ModelVersion
     video: VideoFacts
     timing_s: dict[str, float] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import tempfile
@@ -17,6 +18,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,10 +59,20 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
     try:
-        return fs.FileSystem.from_uri(uri)
+        parts = urlsplit(uri)
+        if parts.scheme != "s3":
+            return fs.FileSystem.from_uri(uri)
+        bucket_fs, bucket = _s3(parts.netloc, parts.query)
+        return bucket_fs, f"{bucket}{unquote(parts.path)}".rstrip("/")
     except (ValueError, OSError, NotImplementedError) as error:
         reason = str(error).replace(uri, shown(uri))
         raise ArtifactError(f"{shown(uri)}: no filesystem for it ({reason}); use a path, file://, s3:// or gs://") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _s3(netloc: str, query: str) -> tuple[fs.FileSystem, str]:
+    """The client of one bucket, and the bucket's name. Each new one would ask for the bucket's region and for credentials, and connect."""
+    return fs.FileSystem.from_uri(f"s3://{netloc}{f'?{query}' if query else ''}")
 
 
 def is_local(uri: str) -> bool:

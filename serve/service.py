@@ -28,7 +28,7 @@ from rbft.api import (
     VideoFacts,
 )
 from rbft.config import ServeConfig
-from rbft.errors import EngineError, NotOfferedError, RequestTimeoutError
+from rbft.errors import EngineError, NotOfferedError, RBFTError, RequestTimeoutError
 from rbft.evaluation.figures import frame_images
 from rbft.records import Clip, VideoSpec
 from rbft.task import Task
@@ -38,6 +38,7 @@ from serve.events import Said
 from serve.fetching import Fetcher
 from serve.limits import Queue
 from serve.links import Link
+from serve.problems import problem_of
 from serve.upload import received
 
 _MAX_SHOWING = 2
@@ -160,18 +161,22 @@ class Service:
         until: float | None = None,
     ) -> ClassifyAnswer:
         """The answer about `video`. Raises what `Classifier` does, `OverloadedError` and `RequestTimeoutError`; for an address also what
-        `Fetcher.fetched` does, and `NotOfferedError`. `until`, by the event loop's clock, is another deadline than that of a request."""
-        async with self._deadline(until):
-            async with self._at_hand(asker, video) as file, self._turn(self._classifying, asker):
-                clip = await self._look(asker, file)
-                async with asker.phase("engine"):
-                    answer = await self.classifier.classify(clip, context, threshold)
-            seen = Seen(clip, context, answer.label)
-            video_id = self._clips.put(asker.owner, seen)
-            rationale = None
-            if with_rationale:
-                async with asker.phase("rationale"), self._explaining.turn():
+        `Fetcher.fetched` does, and `NotOfferedError`. A rationale that fails costs the answer nothing, and is told of in it. `until`, by
+        the event loop's clock, is another deadline than that of a request."""
+        until = until or asyncio.get_running_loop().time() + self.timeout_s
+        async with self._deadline(until), self._at_hand(asker, video) as file, self._turn(self._classifying, asker):
+            clip = await self._look(asker, file)
+            async with asker.phase("engine"):
+                answer = await self.classifier.classify(clip, context, threshold)
+        seen = Seen(clip, context, answer.label)
+        video_id = self._clips.put(asker.owner, seen)
+        rationale = failed = None
+        if with_rationale:
+            try:
+                async with self._deadline(until), asker.phase("rationale"), self._explaining.turn():
                     rationale = await self._explained(asker, seen, video_id, lambda _: None)
+            except RBFTError as error:
+                failed = problem_of(error)
         return answer.model_copy(
             update={
                 "probabilities": _likeliest(answer, top_k),
@@ -179,6 +184,7 @@ class Service:
                 "video_id": video_id,
                 "video_expires_s": self._clips.max_age_s if video_id else None,
                 "rationale": rationale,
+                "rationale_problem": failed,
                 "timing_s": asker.timing(),
             }
         )

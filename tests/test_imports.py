@@ -18,7 +18,7 @@ LAYERS = (
     ("api", "errors", "log_fields", "records", "seeds"),
     ("systems", "task"),
     ("config",),
-    ("artifacts", "keys", "layout", "pages", "cores", "storage", "model_folder"),
+    ("artifacts", "keys", "layout", "pages", "cores", "storage", "parent", "model_folder"),
     ("attempts", "lease", "rows", "video"),
     ("data", "models"),
     ("engines",),

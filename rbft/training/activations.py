@@ -158,8 +158,8 @@ def _measure_pieces(kind: type[Any], text: str, precision: str, lora: LoraConfig
         return torch.empty(number, size, dtype=kind, device="meta"), torch.empty(number, size, dtype=kind, device="meta")
 
     def patches(number: int) -> Callable[[], torch.Tensor]:
-        pixels = torch.empty(number, 3 * embed.temporal_patch_size * embed.patch_size**2, device="meta")
-        return lambda: embed(pixels)
+        # Made inside, as those of a training step are of its frames: if they are kept as they are, they count.
+        return lambda: embed(torch.empty(number, 3 * embed.temporal_patch_size * embed.patch_size**2, device="meta"))
 
     def vision(number: int) -> Callable[[], torch.Tensor]:
         given, where = (

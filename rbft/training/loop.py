@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rbft.config import ValidationConfig
 from rbft.data.samples import TrainingItem, weigh_replay
 from rbft.errors import TrainingError, TrainingStopped
 from rbft.log_fields import add_fields
@@ -35,7 +36,7 @@ from rbft.training.meter import Meter
 from rbft.training.order import global_batches
 from rbft.training.stage import StageSpec
 from rbft.training.stop import Controls, StepFlags, StopRequest
-from rbft.training.validation import Validations, probe_rationales, validate, validation_steps
+from rbft.training.validation import Validations, mean_loss, probe_rationales, validate, validation_steps
 from rbft.training.watch import SpikeWatch, gather_ids, keep_gradient_norm, require_finite_gradient, stop_all_ranks
 
 _LOG = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
     rank = dist.get_rank()
     batches = global_batches(len(items), training.global_batch_size, spec.epochs, spec.seed, spec.classes)
     validate_after = validation_steps(training.validation, len(batches), spec.epochs) if spec.validation else frozenset()
+    epoch_ends = validation_steps(ValidationConfig(every_epochs=1), len(batches), spec.epochs) if spec.held_out else frozenset()
     first_step, bad_videos = load_latest(engine, checkpoints, spec.fingerprint)
     validations = Validations(spec, first_step)
     if first_step == 0:
@@ -129,6 +131,8 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
                 found = validate(engine, adapter, spec, last_step)
                 is_best = validations.add(found)
                 line |= {f"validation_{name}": score for name, score in found.scores.items()}
+            if last_step in epoch_ends:
+                line["validation_loss"] = mean_loss(engine, adapter, spec, spec.held_out)
             is_last = last_step == len(batches) or validations.is_over
             if is_last and last_step < len(batches):
                 line["ended_early"] = True
