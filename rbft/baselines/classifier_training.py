@@ -160,7 +160,7 @@ class _Training:
                     pixels_BTCHW = blend.pixels(real.pixels_BTCHW).to(self._device)
                     logits_BL = classify(self._model, self._classifier.model.main_input_name, pixels_BTCHW)
                 loss = torch.zeros((), device=self._device)
-                for share, targets_B, weights_B in blend.targets(real.targets_B, real.weights_B, size=pixels_BTCHW.shape[-1]):
+                for share, targets_B, weights_B in blend.targets(real.targets_B, real.weights_B, pixels_BTCHW.shape[-1]):
                     losses_B = cross_entropy(logits_BL, targets_B.to(self._device), reduction="none", label_smoothing=own.label_smoothing)
                     loss = loss + share * (losses_B * weights_B.to(self._device)).sum()
                 (loss * scale).backward()

@@ -32,10 +32,8 @@ class Blend:
         blended[..., top:bottom, left:right] = pixels_BTCHW.flip(0)[..., top:bottom, left:right]
         return blended
 
-    def targets(
-        self, targets_B: torch.Tensor, weights_B: torch.Tensor, *, size: int = 0
-    ) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
-        """Share, targets and weights of each part of the loss; CutMix needs the `size` of frames, as its share is that of whole pixels."""
+    def targets(self, targets_B: torch.Tensor, weights_B: torch.Tensor, size: int) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
+        """Share, targets and weights of each part of the loss. CutMix's share is that of whole pixels, of frames of `size`."""
         if self.share == 1 or len(targets_B) < 2:
             yield 1.0, targets_B, weights_B
             return

@@ -55,7 +55,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     places = {clip.plan.id: clip.plan.slots.scene for clip in world}
     manifest = write_world(folder, world)
     write_manifest([replace(example, label=places[example.id]) for example in read_manifest(manifest)], folder / "places.parquet")
-    own = {"epochs": 10, "learning_rate": 2e-3, "precision": "fp32", "global_batch_size": 16, "micro_batch_size": 8}
+    own = {"epochs": 12, "learning_rate": 2e-3, "precision": "fp32", "global_batch_size": 16, "micro_batch_size": 8}
     # Everything of a published recipe that a run can do without a thousand GPU hours, but gentler.
     own |= {"num_clips": 2, "num_crops": 3, "layer_decay": 0.9, "label_smoothing": 0.05, "random_erasing": 0.1, "class_balance": "loss"}
     each: dict[str, dict[str, object]] = {"UniFormerV2": {}, "InternVideo2": {"mixup": 0.1, "cutmix": 0.1, "drop_path_rate": 0.05}}

@@ -55,8 +55,13 @@ class InternVideo2Config(PreTrainedConfig):
 
 
 class RMSNorm(nn.RMSNorm):
+    """In the precision of its weight, which autocast leaves in float32."""
+
     def __init__(self, size: int) -> None:
         super().__init__(size, eps=1e-6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 class LayerScale(nn.Module):
@@ -164,8 +169,6 @@ class InternVideo2PreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LayerScale):
             init.constant_(module.weight, self.config.layer_scale)
-        elif isinstance(module, AttentionPooling) and module.extra_mlp is not None:
-            init.zeros_(module.extra_mlp.reduce.weight)
         elif isinstance(module, InternVideo2Model):
             std = self.config.initializer_range
             init.normal_(module.class_token, std=std)
@@ -174,6 +177,8 @@ class InternVideo2PreTrainedModel(PreTrainedModel):
             for depth, layer in enumerate(module.layers, 1):
                 init.normal_(layer.attention.output.weight, std=std / (2 * depth) ** 0.5)
                 init.normal_(layer.mlp.reduce.weight, std=std / (2 * depth) ** 0.5)
+            if module.attention_pooling is not None and module.attention_pooling.extra_mlp is not None:
+                init.zeros_(module.attention_pooling.extra_mlp.reduce.weight)
 
 
 class InternVideo2Model(InternVideo2PreTrainedModel):

@@ -46,7 +46,9 @@ class SelfAttention(nn.Module):
     def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
         query, key, value = self.qkv(tokens_BND).chunk(3, dim=-1)
         query, key = self.query_norm(query), self.key_norm(key)
-        heads = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key.to(query.dtype), value.to(query.dtype)))
+        # Autocast leaves norms in float32, in which there are no fused kernels.
+        parts = (query.to(value.dtype), key.to(value.dtype), value)
+        heads = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager)
         attended_BNHD, _ = attend(self, *heads, None, is_causal=False)
         return self.output(attended_BNHD.flatten(2))

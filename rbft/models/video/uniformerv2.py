@@ -149,20 +149,24 @@ class UniFormerV2PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """A start from random weights: local and global blocks begin as nothing, as published."""
+        """A start from random weights: local and global blocks begin as nothing, as published.
+
+        All in the body's turn, which comes after its layers': of modules without weights of their own transformers skips the turn.
+        """
         super()._init_weights(module)
-        if isinstance(module, LocalBlock):
-            init.zeros_(module.expand.weight)
-        elif isinstance(module, GlobalBlock):
-            init.zeros_(module.attention.output.weight)
-            init.zeros_(module.mlp[-1].weight)
-        elif isinstance(module, UniFormerV2Model):
+        if isinstance(module, UniFormerV2Model):
             std = self.config.hidden_size**-0.5
             init.normal_(module.class_token, std=std)
             init.normal_(module.position_embeddings, std=std)
             init.zeros_(module.clip_token)
             if module.balance is not None:
                 init.zeros_(module.balance)
+            for part in module.modules():
+                if isinstance(part, LocalBlock):
+                    init.zeros_(part.expand.weight)
+                elif isinstance(part, GlobalBlock):
+                    init.zeros_(part.attention.output.weight)
+                    init.zeros_(part.mlp[-1].weight)
 
 
 class UniFormerV2Model(UniFormerV2PreTrainedModel):

@@ -73,7 +73,7 @@ def main() -> None:
 def _write(name: str, model: torch.nn.Module, settings: dict[str, Any], about: dict[str, Any]) -> None:
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     clips = draw_clips(SEED, NUM_CLIPS, about["num_frames"], about["size"])
-    made: dict[str, torch.Tensor] = {}
+    made = {f"initial/{key}": value.clone() for key, value in model.state_dict().items() if key.startswith("pos_embed")}
     # In training mode norms of batches take the clips' own statistics; dropout and drop path are 0.
     for mode in ("eval", "train"):
         model.load_state_dict(draw_weights(SEED, shapes))
@@ -86,7 +86,7 @@ def _write(name: str, model: torch.nn.Module, settings: dict[str, Any], about: d
         if mode == "train" and all(
             torch.equal(made[key], made[key.replace("train/", "eval/")]) for key in made if key.startswith("train/")
         ):
-            made = {key: value for key, value in made.items() if key.startswith("eval/")}
+            made = {key: value for key, value in made.items() if not key.startswith("train/")}
     header = {"seed": SEED, "num_clips": NUM_CLIPS, "num_labels": NUM_LABELS, "official": settings, "shapes": shapes} | about
     save_file(made, FOLDER / f"{name}.safetensors", {"about": json.dumps(header)})
 
