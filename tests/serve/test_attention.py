@@ -75,7 +75,7 @@ def test_a_video_classified_before_is_looked_at_without_a_second_upload_with_its
 def test_a_service_that_reads_no_attention_says_so() -> None:
     classifier = ScriptedClassifier()
     response = request(classifier, "POST", "/v1/attention", files=CLIP)
-    assert (response.status_code, response.json()["code"]) == (501, "not_offered")
+    assert (response.status_code, response.json()["code"]) == (404, "not_offered")
     assert "serve.attention" in response.json()["detail"] and classifier.paths == []
     assert request(classifier, "GET", "/v1/task").json()["has_attention"] is False
 
