@@ -173,7 +173,9 @@ class BatchItem(_Body):
     status: int
     """What it would have been answered with alone: 200, or the problem's."""
     answer: ClassifyAnswer | None = None
+    """With status 200."""
     problem: Problem | None = None
+    """With any other."""
 
 
 class BatchAnswer(_Body):

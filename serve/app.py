@@ -80,7 +80,7 @@ def build_app(
     answer_with_problems(app)
     describe_json(app)
     # For the description alone: `KeyGate` has looked at it by then.
-    needs_key = [Security(HTTPBearer(auto_error=False, description="a key of the service, where it has keys"))]
+    needs_key = [] if config.keys is None else [Security(HTTPBearer(auto_error=False, description="a key of the service"))]
     if fetcher is None and config.urls.is_on:
         fetcher = Fetcher(config.urls, config.max_upload_bytes)
     service = Service(classifier, config, max_classifying, max_explaining, looker, fetcher)
@@ -165,7 +165,7 @@ def _batches(service: Service, max_files: int) -> APIRouter:
 
     @router.post(
         "/batch",
-        responses=described_of(examples.BATCH, *(status for status in UPLOAD_STATUSES if status not in (501, 504))),
+        responses=described_of(examples.BATCH, *(status for status in UPLOAD_STATUSES if status != 504)),
         summary="The labels of many videos, each with its answer or its problem, in the order in which they are sent",
     )
     async def batch(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fastapi import UploadFile
 
@@ -27,7 +27,8 @@ async def classify_many(
 
     async def item(upload: UploadFile) -> BatchItem:
         async with places:
-            own = replace(asker, timing_s=dict(asker.timing_s))
+            own = copy.copy(asker)
+            own.timing_s = dict(asker.timing_s)
             try:
                 answer = await service.classify(own, upload, context, threshold=threshold, top_k=top_k, with_rationale=False, until=until)
             except RBFTError as error:

@@ -13,10 +13,11 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpcore
 import httpx
@@ -31,13 +32,16 @@ from serve.upload import named
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to the addresses of all its records."""
+Write = Callable[[bytes], None]
 
 _HEADERS = [("User-Agent", "rbft"), ("Accept", "video/*, application/octet-stream"), ("Accept-Encoding", "identity")]
 _STORED_PIECE_BYTES = 1 << 20
+_THREADS = ThreadPoolExecutor(8, "fetch")
+"""Of their own: a name server or a store that hangs must not keep uploads waiting for a thread."""
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await _in_thread(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
@@ -70,9 +74,12 @@ class Fetcher:
             deadline = asyncio.timeout(self._config.timeout_s)
             try:
                 async with deadline:
-                    pieces = self._download(target) if isinstance(target, WebTarget) else _read_stored(target)
-                    async with aclosing(pieces):
-                        await self._write(path, pieces)
+                    with path.open("wb") as file:
+                        write = self._limited(file)
+                        if isinstance(target, WebTarget):
+                            await self._download(target, write)
+                        else:
+                            await _in_thread(_copy_stored, target, write)
             except TimeoutError:
                 if not deadline.expired():
                     raise
@@ -80,16 +87,19 @@ class Fetcher:
             with named(path, "the video at the url"):
                 yield path
 
-    async def _write(self, path: Path, pieces: AsyncGenerator[bytes, None]) -> None:
+    def _limited(self, file: IO[bytes]) -> Write:
         num_bytes = 0
-        with path.open("wb") as file:
-            async for piece in pieces:
-                num_bytes += len(piece)
-                if num_bytes > self._max_bytes:
-                    raise UploadTooLargeError(f"the video is larger than {self._max_bytes} bytes; name a shorter or smaller one")
-                file.write(piece)
 
-    async def _download(self, target: WebTarget) -> AsyncGenerator[bytes, None]:
+        def write(piece: bytes) -> None:
+            nonlocal num_bytes
+            num_bytes += len(piece)
+            if num_bytes > self._max_bytes:
+                raise UploadTooLargeError(f"the video is larger than {self._max_bytes} bytes; name a shorter or smaller one")
+            file.write(piece)
+
+        return write
+
+    async def _download(self, target: WebTarget, write: Write) -> None:
         url = httpcore.URL(scheme="https", host=target.host, port=target.port, target=target.target)
         try:
             # A pool for one request: no connection outlives the look at its address, and h11 alone reads what comes.
@@ -99,8 +109,8 @@ class Fetcher:
             ):
                 _check(response)
                 async for piece in response.aiter_stream():
-                    yield piece
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError, OSError) as error:
+                    write(piece)
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             raise UrlUnreachableError(f"the host did not give the video ({type(error).__name__}); send the file instead") from None
 
 
@@ -139,20 +149,20 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
-async def _read_stored(target: StoredTarget) -> AsyncGenerator[bytes, None]:
-    """The file, as it is: no compression is looked for, no link leads out of the folder."""
-    missing = UrlUnreachableError("there is no such file, or it cannot be read; correct the address")
+def _copy_stored(target: StoredTarget, write: Write) -> None:
+    """The file as it is, to `write`: no compression is looked for, no link leads out of the folder. In a thread, which ends with its next
+    piece when nobody waits for it any more and `write` fails."""
     try:
-        where, path = await asyncio.to_thread(_locate, target)
-        # Each step in a thread, so that a store that hangs keeps none but itself waiting.
-        stream = await asyncio.to_thread(where.open_input_stream, path, compression=None)
-        try:
-            while piece := await asyncio.to_thread(stream.read, _STORED_PIECE_BYTES):
-                yield piece
-        finally:
-            stream.close()
-    except OSError:
-        raise missing from None
+        where, path = _locate(target)
+        with where.open_input_stream(path, compression=None) as stream:
+            while piece := stream.read(_STORED_PIECE_BYTES):
+                write(piece)
+    except (OSError, ValueError):  # ValueError is Arrow's for names that a store cannot have
+        raise UrlUnreachableError("there is no such file, or it cannot be read; correct the address") from None
+
+
+async def _in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, work, *arguments)
 
 
 def _locate(target: StoredTarget) -> tuple[fs.FileSystem, str]:

@@ -11,9 +11,9 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rbft.errors import OverloadedError, RequestError, UploadTooLargeError
+from rbft.errors import OverloadedError, UploadTooLargeError
 from serve.problems import problem
-from serve.upload import media_type
+from serve.upload import JSON, media_type
 
 _CLOSE = {"Connection": "close"}
 """With an answer to a body that was not read to its end: what still comes is no next request."""
@@ -24,8 +24,7 @@ MAX_JSON_BYTES = 256 << 10
 
 
 class BodyLimit:
-    """ASGI middleware: POST bodies are multipart, at most `max_bytes` long, or JSON, which is short, whatever their headers say, and there
-    within `timeout_s`.
+    """ASGI middleware: POST bodies are at most `max_bytes` long (JSON less), whatever their headers say, and there within `timeout_s`.
 
     Starlette's own RequestBodyLimitMiddleware does the counting too, but answers in plain text.
     """
@@ -41,12 +40,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        kind = media_type(headers)
-        if kind not in ("multipart/form-data", "application/json"):
-            detail = "send multipart/form-data with the file in the field `video`, e.g. curl -F video=@clip.mp4, or JSON with its `url`"
-            await problem(415, RequestError.code, detail)(scope, receive, send)
-            return
-        max_bytes = min(MAX_JSON_BYTES, self.max_bytes) if kind == "application/json" else self.max_bytes
+        max_bytes = min(MAX_JSON_BYTES, self.max_bytes) if media_type(headers) == JSON else self.max_bytes
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared[:20]) > max_bytes:  # Python reads no number of 5000 digits
             await problem(413, UploadTooLargeError.code, _too_large(max_bytes), _CLOSE)(scope, receive, send)

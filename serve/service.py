@@ -28,7 +28,7 @@ from rbft.api import (
     VideoFacts,
 )
 from rbft.config import ServeConfig
-from rbft.errors import EngineError, NotOfferedError, RBFTError, RequestTimeoutError
+from rbft.errors import EngineError, NotOfferedError, RBFTError, RequestTimeoutError, UrlRefusedError
 from rbft.evaluation.figures import frame_images
 from rbft.records import Clip, VideoSpec
 from rbft.task import Task
@@ -161,7 +161,7 @@ class Service:
         until: float | None = None,
     ) -> ClassifyAnswer:
         """The answer about `video`. Raises what `Classifier` does, `OverloadedError` and `RequestTimeoutError`; for an address also what
-        `Fetcher.fetched` does, and `NotOfferedError`. A rationale that fails costs the answer nothing, and is told of in it. `until`, by
+        `Fetcher.fetched` does. A rationale that fails costs the answer nothing, and is told of in it. `until`, by
         the event loop's clock, is another deadline than that of a request."""
         until = until or asyncio.get_running_loop().time() + self.timeout_s
         async with self._deadline(until), self._at_hand(asker, video) as file, self._turn(self._classifying, asker):
@@ -264,7 +264,7 @@ class Service:
             yield video
             return
         if self._fetcher is None:
-            raise NotOfferedError("this service fetches no videos; send the file, or start it with serve.urls")
+            raise UrlRefusedError("this service fetches no videos; send the file, or start it with serve.urls")
         async with AsyncExitStack() as files:
             async with self._fetching.turn(), asker.phase("fetch"):
                 path = await files.enter_async_context(self._fetcher.fetched(video))

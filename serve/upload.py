@@ -21,6 +21,8 @@ from starlette.datastructures import FormData, Headers
 
 from rbft.errors import RBFTError
 
+FORM, JSON = "multipart/form-data", "application/json"
+_WANTED = "send multipart/form-data with the file in the field `video`, e.g. curl -F video=@clip.mp4, or JSON with its `url`"
 _MAX_FIELDS = 16
 """Beside the video. A form of ours has fewer than ten."""
 _MAX_FIELD_BYTES = 64 << 10
@@ -36,6 +38,8 @@ class UploadRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_upload(request: Request) -> Response:
+            if media_type(request.headers) not in (FORM, JSON):
+                raise HTTPException(415, _WANTED)
             return await handle(_UploadRequest(request, self.max_files))
 
         return handle_upload
@@ -52,7 +56,7 @@ class _UploadRequest(Request):
         self._max_files = max_files
 
     def form(self, **_: Any) -> Any:
-        if media_type(self.headers) == "application/json":
+        if media_type(self.headers) == JSON:
             return self._form_of_json()
         return super().form(max_files=self._max_files, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
 

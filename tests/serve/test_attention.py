@@ -9,6 +9,7 @@ import pytest
 
 from rbft import errors
 from rbft.api import AttentionAnswer, ClassifyAnswer, Heatmap, ModelVersion
+from rbft.client import AsyncClient, Client
 from rbft.config import ModelConfig, ServeConfig
 from rbft.evaluation.looking.attention import AttentionReader
 from rbft.models.chat import ChatAdapter
@@ -18,6 +19,7 @@ from rbft.video.pool import DecodePool
 from serve.app import build_app
 from serve.attention import AttentionModel, Looks
 from serve.model import ServedModel
+from tests.serve.conftest import listening
 from tests.serve.samples import SPEC, TASK
 from tests.serve.scripted import ScriptedClassifier, request
 
@@ -75,7 +77,7 @@ def test_a_video_classified_before_is_looked_at_without_a_second_upload_with_its
 def test_a_service_that_reads_no_attention_says_so() -> None:
     classifier = ScriptedClassifier()
     response = request(classifier, "POST", "/v1/attention", files=CLIP)
-    assert (response.status_code, response.json()["code"]) == (501, "not_offered")
+    assert (response.status_code, response.json()["code"]) == (404, "not_offered")
     assert "serve.attention" in response.json()["detail"] and classifier.paths == []
     assert request(classifier, "GET", "/v1/task").json()["has_attention"] is False
 
@@ -123,6 +125,25 @@ def test_one_that_takes_too_long_is_given_up() -> None:
     response = asyncio.run(scenario())
     assert (response.status_code, response.json()["code"]) == (504, "request_timeout")
     assert looker.num_cancelled == len(looker.asked)
+
+
+def test_clients_ask_by_the_id_and_upload_only_what_is_kept_no_more(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"some bytes")
+    classifier, looker = ScriptedClassifier(), ScriptedLooker()
+
+    async def asynchronously(url: str) -> AttentionAnswer:
+        async with AsyncClient(url) as client:
+            return await client.attention(clip, video_id="gone")
+
+    with listening(build_app(classifier, ServeConfig(), 4, 4, looker=looker)) as url, Client(url) as client:
+        answer = client.classify(clip, "at the door")
+        assert client.attention(clip, video_id=answer.video_id).video_id == answer.video_id and len(classifier.paths) == 1
+        assert asyncio.run(asynchronously(url)).video_share == 0.25 and len(classifier.paths) == 2
+        with pytest.raises(errors.ClipExpiredError):
+            client.attention(video_id="gone")
+    with listening(build_app(classifier, ServeConfig(), 4, 4)) as url, Client(url) as client, pytest.raises(errors.NotOfferedError):
+        client.attention(clip)
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def test_over_http_they_are_403_and_what_is_no_address_is_422() -> None:
 def test_without_addresses_in_the_configuration_none_is_taken() -> None:
     assert ServeConfig().urls.is_on is False
     response = request(ScriptedClassifier(), "POST", "/v1/classify", json={"url": "https://clips.example.org/a.mp4"})
-    assert (response.status_code, response.json()["code"]) == (501, "not_offered") and "serve.urls" in response.json()["detail"]
+    assert (response.status_code, response.json()["code"]) == (403, "url_refused") and "serve.urls" in response.json()["detail"]
     assert request(ScriptedClassifier(), "GET", "/v1/task").json()["takes_urls"] is False
     assert request(ScriptedClassifier(), "GET", "/v1/task", {"urls": CONFIG.model_dump()}).json()["takes_urls"] is True
 
