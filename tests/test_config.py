@@ -421,10 +421,7 @@ def test_the_papers_api_models_are_known(run_file: Path, name: str) -> None:
         ("[gpt-4o, {name: gpt-4o, max_frames: 8}]", "must have distinct names; 'gpt-4o' stands twice"),
         ("[{name: gpt-4o, price_per_million_input_tokens: 1}]", "give both prices"),
         ("[{name: gpt-4o, extra_body: {logprobs: true}}]", "set top_logprobs"),
-        (
-            "[{name: gpt-4o, api_key: sk-123}]",
-            "unknown key evaluation.api_models.0.api_key; did you mean evaluation.api_models.0.api_key_env",
-        ),
+        ("[{name: gpt-4o, api_key: sk-123}]", "evaluation.api_models.0.api_key looks like a secret"),
         ("[{name: mine, url: http://a/v1}]", "evaluation.api_models.0.model is missing"),
     ],
 )
