@@ -72,6 +72,7 @@ def run_inference(
             compute=pool,
             num_cpus=config.engine.num_cpus,
             num_gpus=0 if engine == "openai" else config.engine.num_gpus,
+            resources=config.engine.resources,
             # Without end: the notes on attempts bound what a video or an engine can kill, and a node may be taken away any number of times.
             max_restarts=-1,
             max_task_retries=-1,

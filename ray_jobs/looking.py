@@ -183,7 +183,8 @@ def _task(config: RunConfig, function: Any, *arguments: Any) -> Any:
     import ray
 
     ensure_ray()
-    remote = ray.remote(function).options(num_cpus=config.engine.num_cpus, num_gpus=config.engine.num_gpus)
+    engine = config.engine
+    remote = ray.remote(function).options(num_cpus=engine.num_cpus, num_gpus=engine.num_gpus, resources=engine.resources)
     try:
         return ray.get(remote.remote(*arguments))
     except ray.exceptions.RayError as error:

@@ -101,7 +101,7 @@ def _trainer(training: TrainingConfig, work: Work, given: dict[str, Any], name: 
             num_workers=(counts[0], counts[-1]) if is_elastic else training.num_workers,
             elastic_resize_monitor_interval_s=LOOK_EVERY_S,
             use_gpu=uses_gpu,
-            resources_per_worker={"CPU": training.num_cpus, **({"GPU": training.num_gpus} if uses_gpu else {})},
+            resources_per_worker={"CPU": training.num_cpus, **({"GPU": training.num_gpus} if uses_gpu else {}), **training.resources},
         ),
         "run_config": ray.train.RunConfig(
             name=name,

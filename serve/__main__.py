@@ -15,6 +15,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from ray_jobs.ray_runtime import require_token_authentication
 from rbft.config import RunConfig, load_config
 from rbft.errors import ConfigError, JobError, RBFTError
 from rbft.keys import read_keys
@@ -60,6 +61,8 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
 
     port = free_port(config.serve.host, config.serve.port)
     on_own_ray = not os.environ.get("RAY_ADDRESS")
+    if on_own_ray:
+        require_token_authentication()
     print(f"starting {config.serve.num_replicas} replica(s) of {source.name} from {source.uri}; an engine takes about a minute", flush=True)
     # A laptop with fewer cores than the configuration asks for serves too, only slower.
     num_cpus = max(os.cpu_count() or 1, math.ceil(cpus_needed(config))) if on_own_ray else None

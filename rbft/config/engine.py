@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rbft.config.section import Section, plain_url
+from rbft.config.section import NodeResources, Section, plain_url
 
 
 class ModelConfig(Section):
@@ -107,6 +107,8 @@ class EngineConfig(Section):
     """Per actor."""
     num_gpus: float = Field(1, ge=0)
     """Per actor; 0 runs vLLM's CPU backend."""
+    resources: NodeResources = Field(default_factory=dict)
+    """Per actor: {spot: 1} keeps engines to the nodes that `cluster.yaml` starts as spot."""
     pin_cores: bool = False
     """Whether each actor keeps to `num_cpus` cores that no other has, as long as there are such: for several CPU engines on a node."""
     request_timeout_s: float = Field(900.0, gt=0)

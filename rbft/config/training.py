@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rbft.config.section import Section, plain_url
+from rbft.config.section import NodeResources, Section, plain_url
 from rbft.errors import ConfigError
 from rbft.systems import FAMILIES, parse_system
 
@@ -160,6 +160,8 @@ class TrainingConfig(Section):
     """Per worker."""
     num_gpus: float = Field(1, ge=0)
     """Per worker; 0 trains on the CPU with gloo."""
+    resources: NodeResources = Field(default_factory=dict)
+    """Per worker: {on_demand: 1} keeps training off the nodes that `cluster.yaml` starts as spot."""
     clip_cache_bytes: int = Field(20 << 30, ge=0)
     """Of decoded clips that a node keeps on its disk between epochs and stages, and never more than half of what is free there; 0 keeps
     none. A minute at 1 FPS of the largest frames the paper has takes 27 MB."""
