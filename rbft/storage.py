@@ -173,6 +173,15 @@ def read_json(uri: str) -> Any:
         raise ArtifactError(f"{shown(uri)}: not valid JSON ({error}); delete it and run again") from None
 
 
+def last_json_line(uri: str) -> dict[str, Any] | None:
+    """The last whole line of the file `uri`, each line of which is a JSON object; None if there is none. What stands after the last newline
+    is a line being written."""
+    if not exists(uri):
+        return None
+    whole = [line for line in read_bytes(uri).split(b"\n")[:-1] if line]
+    return dict(json.loads(whole[-1])) if whole else None
+
+
 def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode())
 

@@ -23,7 +23,7 @@ LAYERS = (
     ("data", "models"),
     ("engines",),
     ("rationales", "training", "evaluation", "baselines"),
-    ("client", "doctor", "plan", "review", "service_verbs", "starter", "importing", "cli"),
+    ("client", "doctor", "plan", "run_status", "review", "service_verbs", "starter", "importing", "cli"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
