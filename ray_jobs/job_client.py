@@ -135,6 +135,8 @@ def _is_not_ready(error: BaseException | None) -> bool:
 
 def _short(error: BaseException | None) -> str:
     """The line of `error` that says most: of a trace of the head's, its last."""
+    if isinstance(error, (requests.ConnectionError, requests.Timeout)):
+        return "no connection" if isinstance(error, requests.ConnectionError) else "no answer in time"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__
 

@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 RENEW_S = 10.0
 STALE_S = 45.0
 _SETTLE_S = 0.2
+_LOOK_S = 1.0
 
 
 class Lease:
@@ -85,8 +86,18 @@ class Lease:
 
 
 def refuse_if_held(folder: str) -> None:
-    """Raise `JobError` if a live job works on `folder`."""
-    if (live := holder(folder)) is not None:
+    """Raise `JobError` if a live job works on `folder`.
+
+    Whether a process on another machine lives cannot be seen from here: it is waited for its next sign of life, at most `STALE_S`. So a
+    job that is submitted again right after its machine went need not be told to wait.
+    """
+    live = first = holder(folder)
+    if first is not None and first["host"] != socket.gethostname():
+        _LOG.warning("%s: a job worked there %.0f s ago on %s; seeing whether it still does", folder, first["silence_s"], first["host"])
+        while live is not None and live["at"] == first["at"]:
+            time.sleep(_LOOK_S)
+            live = holder(folder)
+    if live is not None:
         raise JobError(
             f"{folder}: another job works there ({live['command']}, process {live['pid']} on {live['host']}, last sign of "
             f"life {live['silence_s']:.0f} s ago); wait for it, or end it and submit again after {STALE_S:.0f} s"

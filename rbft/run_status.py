@@ -203,7 +203,7 @@ def format_status(status: RunStatus, *, with_timeline: bool = False) -> str:
 
 def _detail(step: Step) -> str:
     found = []
-    if step.done is not None and step.total is not None:
+    if step.state != "to do" and step.done is not None and step.total is not None:
         found.append(f"{step.done}/{step.total} {step.unit}" if step.done != step.total else f"{step.total} {step.unit}")
     elif step.total is not None:
         found.append(f"{step.total} {step.unit}")

@@ -151,7 +151,7 @@ def wait_for(condition: Callable[[], bool], job: subprocess.Popen[str], timeout_
 
     _wait_until(holds_or_ended, timeout_s, "the job did not get that far")
     if job.poll() is not None and not condition():
-        raise AssertionError(job.stdout.read() if job.stdout else "the job ended")
+        raise AssertionError("".join(stream.read() for stream in (job.stdout, job.stderr) if stream) or "the job ended")
 
 
 def end_process_tree(pid: int) -> None:
