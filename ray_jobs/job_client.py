@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-READY_S = 90.0
-"""How long a head may take to be ready: after `ray start` its job agent needs some seconds more."""
+READY_S = 300.0
+"""How long a head may take to be ready: after `ray start` its job agent needs some seconds more, on a busy machine minutes."""
 REATTACH_S = 600.0
 """How long a job is followed without an answer from its cluster."""
 QUIET_S = 60.0

@@ -80,7 +80,7 @@ NO_AGENT = RuntimeError("Request failed with status code 500: No available agent
 def test_a_head_that_is_not_ready_is_asked_again_and_a_person_is_told_once(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert retried(Flaky(error, 2), "the cluster takes no jobs") == "done"
     told = capsys.readouterr().err
-    assert told.count("the cluster takes no jobs yet") == 1 and "trying for 90 s" in told
+    assert told.count("the cluster takes no jobs yet") == 1 and "trying for 300 s" in told
 
 
 def test_one_that_never_is_ends_with_what_to_do() -> None:
