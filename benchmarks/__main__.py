@@ -5,7 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import clip_cache, decode, demo, evaluation, evidence, generation, gpu_training, looking, repeatability, scale, training
+from benchmarks import (
+    clip_cache,
+    cluster,
+    decode,
+    demo,
+    evaluation,
+    evidence,
+    generation,
+    gpu_training,
+    looking,
+    repeatability,
+    scale,
+    training,
+)
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "generation": generation.main,
@@ -13,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "decode": decode.main,
     "clip_cache": clip_cache.main,
     "scale": scale.main,
+    "cluster": cluster.main,
     "training": training.main,
     "looking": looking.main,
     "repeatability": repeatability.main,
