@@ -283,8 +283,9 @@ def page(found: Measured) -> str:
 Nodes are raylets on this one machine with room for one actor each, for sixteen actors with room for four. An engine takes {AT_A_TIME}
 requests at a time, each for {SLEEP_S[0]} to {SLEEP_S[1]} s, and costs no processor; by itself it answers {found["bare_per_s"]:.1f} a
 second. {BLOCK} videos a block, {BLOCKS_AN_ACTOR} blocks an actor. The rate is that between {WINDOW[0]:.0%} and {WINDOW[1]:.0%} of the
-rows; "with the ends", from the moment the last actor began to the last row. Efficiency is against one actor of the same run, "lost" against the engine with
-nothing around it. Sixteen actors on these cores show what a driver can hand out and take in, and nothing about sixteen GPUs.
+rows; "with the ends", from the moment the last actor began to the last row. Efficiency is against one actor of the same run, "lost"
+against the engine with nothing around it. Sixteen actors on these cores show what a driver can hand out and take in, and nothing about
+sixteen GPUs.
 
 {table(found)}
 

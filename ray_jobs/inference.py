@@ -18,6 +18,7 @@ import pyarrow as pa
 from ray_jobs.engine_actor import EngineActor
 from ray_jobs.progress import Progress
 from ray_jobs.ray_runtime import ensure_ray, reason
+from ray_jobs.waiting import Waiting, resources
 from ray_jobs.work import Block, EngineName, Work
 from rbft import attempts
 from rbft.config import EngineConfig, RunConfig
@@ -75,12 +76,16 @@ def run_inference(
             max_restarts=-1,
             max_task_retries=-1,
         )
+    actor = {"CPU": config.engine.num_cpus, "GPU": 0 if engine == "openai" else config.engine.num_gpus}
+    needs = f"{most} actors of {resources(actor)}, or some of them"
     try:
-        # Not `iter_rows`, which tells of a block when it has the next.
-        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            first_block_s = first_block_s or time.monotonic() - started
-            if progress is not None:
-                progress.add(sum(batch["num_rows"].to_pylist()), sum(batch["num_errors"].to_pylist()))
+        with Waiting("engines", needs, ray.available_resources) as waiting:
+            # Not `iter_rows`, which tells of a block when it has the next.
+            for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                waiting.progressed()
+                first_block_s = first_block_s or time.monotonic() - started
+                if progress is not None:
+                    progress.add(sum(batch["num_rows"].to_pylist()), sum(batch["num_errors"].to_pylist()))
     except ray.exceptions.RayError as error:
         raise JobError(f"inference stopped: {reason(error)}; what was done is kept, submit the job again to go on") from error
     return first_block_s
