@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ray_jobs.engine_actor import EngineActor
 from ray_jobs.progress import Progress
-from ray_jobs.ray_runtime import ensure_ray, reason
+from ray_jobs.ray_runtime import ensure_ray, free_resources, reason
 from ray_jobs.waiting import Waiting, resources
 from ray_jobs.work import Block, EngineName, Work
 from rbft import attempts
@@ -79,7 +79,7 @@ def run_inference(
     actor = {"CPU": config.engine.num_cpus, "GPU": 0 if engine == "openai" else config.engine.num_gpus}
     needs = f"{most} actors of {resources(actor)}, or some of them"
     try:
-        with Waiting("engines", needs, ray.available_resources) as waiting:
+        with Waiting("engines", needs, free_resources) as waiting:
             # Not `iter_rows`, which tells of a block when it has the next.
             for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 waiting.progressed()

@@ -39,6 +39,16 @@ def ensure_ray() -> None:
     context.execution_no_progress_timeout_s = -1
 
 
+def free_resources() -> dict[str, float]:
+    """What the cluster has left, by name; empty while its head does not answer."""
+    import ray
+
+    try:
+        return dict(ray.available_resources())
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError):
+        return {}
+
+
 def reason(error: BaseException) -> str:
     """Why a Ray call failed, in one line: our own error where one is at the root of it, else the end of what Ray says."""
     ours = _root(error)

@@ -43,9 +43,8 @@ class Waiting:
             silence_s = time.monotonic() - self._since
             if silence_s >= self._next_s:
                 self._next_s = 2 * silence_s
-                say(
-                    f"{self._step}: no news for {duration(silence_s)}; needed are {self._needs}; free on the cluster: {resources(self._free())}"
-                )
+                free = resources(self._free())
+                say(f"{self._step}: no news for {duration(silence_s)}; needed are {self._needs}; free on the cluster: {free}")
 
 
 def resources(amounts: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_silence_is_said_with_what_is_missing_and_less_and_less_often(
             told += capsys.readouterr().out
     assert told.count("no news for 0.1 s; needed are 2 actors of 8 CPU, 1 GPU; free on the cluster: 4 CPU") == 1
     silences = [float(line.split("no news for ")[1].split(" s;")[0]) for line in told.splitlines()]
-    assert all(later >= 1.9 * earlier for earlier, later in zip(silences, silences[1:], strict=False))
+    assert all(later >= 1.9 * earlier for earlier, later in pairwise(silences))
 
 
 def test_progress_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
