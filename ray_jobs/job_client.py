@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
 import requests
 import tenacity
 
@@ -183,7 +184,7 @@ async def _follow(client: JobSubmissionClient, job_id: str) -> int:
             if is_over(job):
                 await log.print_new()  # what came between the two
                 return exit_code(job)
-        except (OSError, RuntimeError) as error:  # aiohttp's connection errors are OSErrors
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
             if "does not exist" in str(error):
                 raise JobError(
                     f"{job_id}: the cluster does not know it any more, so that its head was started anew; submit the job again, it goes on "
@@ -215,7 +216,7 @@ class _Log:
                 num_seen += len(text)
                 print(new, end="", flush=True)
                 self._num_printed = max(self._num_printed, num_seen)
-        except (StopAsyncIteration, TimeoutError):
+        except (StopAsyncIteration, TimeoutError, aiohttp.WSServerHandshakeError):  # the last: there is no such log, any more or yet
             return
         finally:
             await chunks.aclose()
