@@ -18,6 +18,9 @@ from tests.integration.submissions import Head, Person, Teacher
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 
+FEW_AT_A_TIME = ("engine.max_num_seqs=1", "engine.rows_per_block=4")
+"""So that whole blocks are done of the answers that the teacher gives at once."""
+
 StartHead = Callable[..., Head]
 
 
@@ -96,7 +99,7 @@ def test_a_head_that_is_killed_takes_its_jobs_along_and_submitted_again_they_go_
 ) -> None:
     head = start_head(num_cpus=3)
     person = Person(jobs, head.dashboard, head.joins["RAY_AUTH_TOKEN_PATH"])
-    words = person.submission("generate", "head-killed", teacher.setting())
+    words = person.submission("generate", "head-killed", teacher.setting(), *FEW_AT_A_TIME)
     run = jobs.run_dir("head-killed")
     following = person.start(*words)
     wait_for(lambda: has_parts(run), following)
@@ -120,7 +123,7 @@ def test_with_redis_a_new_head_knows_the_jobs_of_the_old_one_and_its_nodes_stay(
     head = start_head(num_cpus=0, RAY_REDIS_ADDRESS=redis)
     node = head.start_node(3)
     person = Person(jobs, head.dashboard, head.joins["RAY_AUTH_TOKEN_PATH"])
-    words = person.submission("generate", "head-redis", teacher.setting())
+    words = person.submission("generate", "head-redis", teacher.setting(), *FEW_AT_A_TIME)
     run = jobs.run_dir("head-redis")
     following = person.start(*words)
     wait_for(lambda: has_parts(run), following)
@@ -142,7 +145,7 @@ def test_with_redis_a_job_that_runs_on_a_node_outlives_the_head(start_head: Star
     head.start_node(3, '{"driver": 1}')
     person = Person(jobs, head.dashboard, head.joins["RAY_AUTH_TOKEN_PATH"])
     run = jobs.run_dir("head-outlived")
-    following = person.start(*person.submission("generate", "head-outlived", teacher.setting()), "--driver-on", "driver")
+    following = person.start(*person.submission("generate", "head-outlived", teacher.setting(), *FEW_AT_A_TIME), "--driver-on", "driver")
     wait_for(lambda: has_parts(run), following)
     head.kill()
     time.sleep(5)
