@@ -113,6 +113,7 @@ def local_cluster() -> Iterator[Cluster]:
 
 def main() -> None:
     drawn_world(WORLD, SEED, SIZES)
+    shutil.rmtree(RUN, ignore_errors=True)  # of an earlier demo, in which nothing would be left to be killed in
     with local_cluster() as cluster:
         words = ["rbft", "submit", "pipeline", "--config", "configs/miniature.yaml", "--set", "output_dir=runs/cluster"]
         words += ["--address", cluster.dashboard]
