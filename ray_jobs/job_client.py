@@ -65,8 +65,8 @@ def connect(address: str | None) -> JobSubmissionClient:
         def _do_request(self, *arguments: Any, **options: Any) -> Any:
             return super()._do_request(*arguments, **{"timeout": REQUEST_TIMEOUT_S} | options)
 
-    for name in ("sdk", "dashboard_sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{'job.' if name == 'sdk' else ''}{name}").setLevel(logging.WARNING)
+    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return retried(lambda: Client(address), f"{address}: no Ray answers")
     except AuthenticationError:
@@ -78,8 +78,8 @@ def _agree_on_authentication(address: str) -> None:
     answer = requests.get(f"{address.rstrip('/')}/api/authentication_mode", timeout=REQUEST_TIMEOUT_S)
     answer.raise_for_status()
     try:
-        mode = answer.json().get("authentication_mode")
-    except (ValueError, AttributeError):
+        mode = answer.json()["authentication_mode"]
+    except (ValueError, LookupError, TypeError):
         raise JobError(f"{address}: answers, but not as Ray does; give a dashboard's address, http://HOST:8265") from None
     if mode == "disabled":
         tell(f"{address}: takes jobs from whoever reaches it; `rbft doctor` says how to turn its token authentication on")
@@ -103,7 +103,10 @@ def _has_token() -> bool:
 
 
 def retried(ask: Callable[[], T], what: str, patience_s: float = READY_S) -> T:
-    """What `ask()` gives; it is asked again for `patience_s` while the cluster is not ready, and then `JobError` says `what`."""
+    """What `ask()` gives; it is asked again for `patience_s` while the cluster is not ready.
+
+    Raises `JobError` that says `what` if it never is, or refuses what is asked.
+    """
 
     def say_once(state: tenacity.RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
@@ -119,9 +122,8 @@ def retried(ask: Callable[[], T], what: str, patience_s: float = READY_S) -> T:
     try:
         return asking(ask)
     except (RuntimeError, OSError) as error:
-        if not _is_not_ready(error):
-            raise
-        raise JobError(f"{what} ({_short(error)}); start the cluster, or forward its port: ray dashboard cluster.yaml") from None
+        mend = "; start the cluster, or forward its port: ray dashboard cluster.yaml" if _is_not_ready(error) else ""
+        raise JobError(f"{what} ({_short(error)}){mend}") from None
 
 
 def _is_not_ready(error: BaseException | None) -> bool:
@@ -144,7 +146,7 @@ def _short(error: BaseException | None) -> str:
 
 def our_jobs(client: JobSubmissionClient) -> list[JobDetails]:
     """The jobs that were submitted to the cluster, the newest first."""
-    submitted = [job for job in client.list_jobs() if job.submission_id]
+    submitted = [job for job in retried(client.list_jobs, "the cluster does not list its jobs") if job.submission_id]
     return sorted(submitted, key=lambda job: job.start_time or 0, reverse=True)
 
 
@@ -239,11 +241,11 @@ def exit_code(job: JobDetails) -> int:
 def stop(client: JobSubmissionClient, job: JobDetails) -> JobDetails:
     """Tell the job to stop and wait until it has; the job as it ended. Raises `JobError` if it does not."""
     job_id = str(job.submission_id)
-    client.stop_job(job_id)
+    retried(lambda: client.stop_job(job_id), f"{job_id}: cannot be told to stop")
     deadline = time.monotonic() + STOP_WAIT_S + 60
     while not is_over(job):
         if time.monotonic() > deadline:
             raise JobError(f"{job_id}: still {job.status} after {STOP_WAIT_S + 60:.0f} s; see `rbft logs {job_id}`")
         time.sleep(1)
-        job = client.get_job_info(job_id)
+        job = retried(lambda: client.get_job_info(job_id), f"{job_id}: the cluster does not tell how it is")
     return job

@@ -192,7 +192,7 @@ def show_log(arguments: argparse.Namespace) -> int:
     client = job_client.connect(arguments.address)
     job = job_client.find_job(job_client.our_jobs(client), arguments.job)
     if arguments.no_follow:
-        print(client.get_job_logs(job.submission_id), end="")
+        print(job_client.retried(lambda: client.get_job_logs(job.submission_id), "the cluster does not give the log"), end="")
         return 0
     return job_client.follow(client, str(job.submission_id))
 

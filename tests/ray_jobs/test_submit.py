@@ -90,8 +90,9 @@ def test_one_that_never_is_ends_with_what_to_do() -> None:
 
 def test_a_request_that_is_wrong_is_not_repeated() -> None:
     wrong = Flaky(RuntimeError("Request failed with status code 400: no"), 1)
-    with pytest.raises(RuntimeError, match="400"):
+    with pytest.raises(JobError, match=r"the cluster takes no jobs \(Request failed with status code 400: no\)$"):
         retried(wrong, "the cluster takes no jobs")
+    assert not wrong.left
 
 
 def job(status: str, code: int | None = None, **more: Any) -> Any:
