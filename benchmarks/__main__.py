@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks import (
     clip_cache,
+    cluster,
     decode,
     demo,
     evaluation,
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "decode": decode.main,
     "clip_cache": clip_cache.main,
     "scale": scale.main,
+    "cluster": cluster.main,
     "training": training.main,
     "looking": looking.main,
     "video_models": video_models.main,

@@ -28,6 +28,7 @@ from rbft.evaluation.looking.sources import make_source
 from rbft.evaluation.predictions import predictions_table
 from rbft.evaluation.scorer import Scorer
 from rbft.log_fields import add_fields
+from rbft.model_store import on_this_node
 from rbft.rationales.table import rationales_table
 from rbft.rationales.worker import RationaleWorker
 from rbft.records import Example, Prediction, Rationale
@@ -166,7 +167,7 @@ def start_engine(config: RunConfig, name: EngineName, model: ModelConfig) -> Eng
     if name == "hf":
         from rbft.engines.hf import HFEngine
 
-        return HFEngine(model, spec, max_batch_size=config.engine.max_num_seqs)
+        return HFEngine(on_this_node(model), spec, max_batch_size=config.engine.max_num_seqs)
     if name == "openai":
         from rbft.engines.openai import OpenAIEngine
 
@@ -174,7 +175,7 @@ def start_engine(config: RunConfig, name: EngineName, model: ModelConfig) -> Eng
         return OpenAIEngine(config.teacher.server)
     from rbft.engines.vllm import VllmEngine
 
-    return VllmEngine(model, config.engine, spec, config.seed)
+    return VllmEngine(on_this_node(model), config.engine, spec, config.seed)
 
 
 def _guilty(kind: Kind, example: Example, num_deaths: int) -> Rationale | Prediction:

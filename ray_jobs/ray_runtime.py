@@ -36,7 +36,21 @@ def ensure_ray() -> None:
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # why a job failed it says itself, by `reason`
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    # Ray Data ends a job that has waited for half an hour. Ours wait for room as long as it takes, and say so (`ray_jobs.waiting`); an
+    # engine that hangs ends by `engine.request_timeout_s`.
+    context.execution_no_progress_timeout_s = -1
+
+
+def free_resources() -> dict[str, float]:
+    """What the cluster has left, by name; empty while its head does not answer."""
+    import ray
+
+    try:
+        return dict(ray.available_resources())
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError):
+        return {}
 
 
 def require_token_authentication() -> None:

@@ -39,6 +39,7 @@ from rbft.evaluation.run_clips import decode_clips
 from rbft.evaluation.tables import system_title
 from rbft.lease import Lease
 from rbft.model_folder import require_model_folder
+from rbft.model_store import local_model
 from rbft.records import Prediction
 
 MAX_VALUES = 20
@@ -154,7 +155,7 @@ def _finished(config: RunConfig, what: str, systems: tuple[str, ...], *, keeps_o
 
 def _backbone(run: Run) -> str:
     """The paper's name of the model, or the folder's of one that the paper does not have."""
-    folder = require_model_folder(run.config.model.path)
+    folder = require_model_folder(local_model(run.config.model.path))
     return BACKBONES.get(folder.model_type, folder.path.name)
 
 

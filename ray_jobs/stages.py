@@ -17,6 +17,7 @@ from ray_jobs.generate import read_rationales
 from ray_jobs.progress import say
 from ray_jobs.run import Run
 from rbft import artifacts, storage
+from rbft.config import ModelConfig
 from rbft.data.samples import (
     TrainingItem,
     class_weights,
@@ -31,6 +32,7 @@ from rbft.data.samples import (
 )
 from rbft.errors import DataError
 from rbft.layout import Stage
+from rbft.model_store import is_remote
 from rbft.rationales.quality import judge
 from rbft.rationales.review import apply_changes, read_changes
 from rbft.records import Example
@@ -219,12 +221,11 @@ def _stage(
         return planned[fingerprint]
     folder = run.layout.train(system, stage, fingerprint)
     run.record_artifact(f"train/{system}/{stage}", folder)
-    model_path = config.model.path if start is None else f"{start.spec.folder}/final"
     spec = StageSpec(
         name=f"{system}/{stage}",
         folder=str(storage.local_path(folder)),
         fingerprint=fingerprint,
-        model=config.model.model_copy(update={"path": str(Path(model_path).absolute())}),
+        model=_start_model(config.model, None if start is None else f"{start.spec.folder}/final"),
         task=config.task,
         video=config.video,
         training=config.training,
@@ -259,6 +260,13 @@ def _stage(
     )
     planned[fingerprint] = PlannedStage(run, system, stage, spec, items)
     return planned[fingerprint]
+
+
+def _start_model(base: ModelConfig, trained: str | None) -> ModelConfig:
+    """The base model, or the one in the folder `trained` in its place; with a path that holds on every node."""
+    if trained is None and is_remote(base.path):
+        return base
+    return base.model_copy(update={"path": str(Path(trained or base.path).absolute()), "fingerprint": None})
 
 
 def _beyond_the_paper(run: Run, samples: _Samples) -> dict[str, Any]:

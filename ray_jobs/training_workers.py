@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -132,12 +131,12 @@ def follow(stages: Sequence[Planned], stop: threading.Event) -> None:
     metrics: TrainingMetrics | None = None
     several = len({planned.run.label for planned in stages}) > 1
     for planned in stages:
-        log = Path(planned.spec.folder) / "log.jsonl"
+        log = f"{planned.spec.folder}/log.jsonl"
         name = f"{planned.run.label} {planned.spec.name}" if several else planned.spec.name
         said_s, said_step = 0.0, 0
         while True:
             is_last_look = stop.is_set()
-            line = _last_line(log)
+            line = storage.last_json_line(log)
             if line is not None and ray.is_initialized():
                 metrics = metrics or TrainingMetrics()
                 metrics.tell(planned.run.config.name, planned.spec.name, line)
@@ -164,12 +163,3 @@ def _pace(line: dict[str, Any]) -> str:
     if line["data_wait_share"] > MUCH_WAITING:
         said += f", {percent(line['data_wait_share'])} of it waiting for data"
     return said
-
-
-def _last_line(path: Path) -> dict[str, Any] | None:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return None
-    whole = [line for line in lines[:-1] if line]  # The part after the last newline is a line being written.
-    return dict(json.loads(whole[-1])) if whole else None

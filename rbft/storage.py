@@ -41,7 +41,7 @@ def _may_pass(error: BaseException) -> bool:
     return not any(name in str(error) for name in _LASTING_AT_AWS)
 
 
-_retried = tenacity.retry(
+retried = tenacity.retry(
     retry=tenacity.retry_if_exception(_may_pass),
     wait=tenacity.wait_exponential_jitter(multiplier=0.25, max=4),
     stop=tenacity.stop_after_attempt(6),
@@ -92,7 +92,7 @@ def exists(uri: str) -> bool:
     return _file_type(where, path) != fs.FileType.NotFound
 
 
-@_retried
+@retried
 def _file_type(where: fs.FileSystem, path: str) -> Any:
     return where.get_file_info(path).type
 
@@ -100,7 +100,7 @@ def _file_type(where: fs.FileSystem, path: str) -> Any:
 def stamp(uri: str) -> tuple[int, int]:
     """Size in bytes and time of the last change in nanoseconds of the file `uri`; raises `ArtifactError` if there is none that has them."""
     where, path = filesystem(uri)
-    info = _retried(where.get_file_info)(path)
+    info = retried(where.get_file_info)(path)
     if info.type != fs.FileType.File or info.size is None or info.mtime_ns is None:
         raise ArtifactError(f"{shown(uri)}: no such file, or its storage knows no size and time of it")
     return int(info.size), int(info.mtime_ns)
@@ -121,7 +121,7 @@ def make_folder(uri: str) -> None:
 def list_files(uri: str, recursive: bool = False) -> list[fs.FileInfo]:
     """The files below the folder `uri`, sorted by path; empty if there is no such folder."""
     where, path = filesystem(uri)
-    found = _retried(where.get_file_info)(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    found = retried(where.get_file_info)(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
     return sorted((info for info in found if info.type == fs.FileType.File), key=lambda info: str(info.path))
 
 
@@ -130,13 +130,13 @@ def delete_file(uri: str) -> None:
     where, path = filesystem(uri)
     if _file_type(where, path) == fs.FileType.File:
         with contextlib.suppress(FileNotFoundError):
-            _retried(where.delete_file)(path)
+            retried(where.delete_file)(path)
 
 
 def delete_folder(uri: str) -> None:
     where, path = filesystem(uri)
     if _file_type(where, path) == fs.FileType.Directory:
-        _retried(where.delete_dir)(path)
+        retried(where.delete_dir)(path)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -148,7 +148,7 @@ def read_bytes(uri: str) -> bytes:
         raise ArtifactError(f"{shown(uri)}: cannot be read ({error})") from None
 
 
-@_retried
+@retried
 def _read(where: fs.FileSystem, path: str) -> bytes:
     with where.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
@@ -163,7 +163,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         raise ArtifactError(f"{shown(uri)}: cannot be written ({error}); mend its permissions or make room on its disk") from None
 
 
-@_retried
+@retried
 def _write(where: fs.FileSystem, path: str, content: bytes) -> None:
     is_local = isinstance(where, fs.LocalFileSystem)
     target = f"{path}.{uuid.uuid4().hex}.tmp" if is_local else path
@@ -185,6 +185,15 @@ def read_json(uri: str) -> Any:
         raise ArtifactError(f"{shown(uri)}: not valid JSON ({error}); delete it and run again") from None
 
 
+def last_json_line(uri: str) -> dict[str, Any] | None:
+    """The last whole line of the file `uri`, each line of which is a JSON object; None if there is none. What stands after the last newline
+    is a line being written."""
+    if not exists(uri):
+        return None
+    whole = [line for line in read_bytes(uri).split(b"\n")[:-1] if line]
+    return dict(json.loads(whole[-1])) if whole else None
+
+
 def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode())
 
@@ -194,7 +203,7 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     where, path = filesystem(uri)
     try:
         # `partitioning=None`: else a folder named `a=b` on the way to the file becomes a column.
-        return _retried(pq.read_table)(path, filesystem=where, columns=columns, partitioning=None)
+        return retried(pq.read_table)(path, filesystem=where, columns=columns, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArtifactError(f"{shown(uri)}: cannot be read as Parquet ({error})") from None
 
@@ -208,7 +217,7 @@ def read_row_groups(uri: str, columns: list[str], numbers: Sequence[int] | None 
         raise ArtifactError(f"{shown(uri)}: cannot be read as Parquet ({error}); delete it and run again") from None
 
 
-@_retried
+@retried
 def _read_row_groups(where: fs.FileSystem, path: str, columns: list[str], numbers: Sequence[int] | None) -> list[pa.Table]:
     with pq.ParquetFile(path, filesystem=where) as file:
         chosen = range(file.num_row_groups) if numbers is None else numbers
@@ -225,7 +234,7 @@ def write_table(uri: str, table: pa.Table) -> None:
 def upload_folder(source: Path, uri: str) -> None:
     """Copy the local folder (or file) `source` to `uri`."""
     where, path = filesystem(uri)
-    _retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
+    retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
 
 
 @contextlib.contextmanager
@@ -236,7 +245,7 @@ def local_folder(uri: str) -> Iterator[Path]:
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="rbft-") as copy:
-        _retried(fs.copy_files)(path, copy, source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+        retried(fs.copy_files)(path, copy, source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
         yield Path(copy)
 
 
@@ -256,7 +265,7 @@ def local_copy(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rbft-") as folder:
         copy = Path(folder) / "video"
         try:
-            _retried(fs.copy_files)(path, str(copy), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+            retried(fs.copy_files)(path, str(copy), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
         except OSError as error:
             raise VideoMissingError(f"{shown(uri)}: cannot be fetched ({error})") from None
         yield copy

@@ -22,6 +22,7 @@ from rbft.config import ValidationConfig
 from rbft.data.samples import TrainingItem, weigh_replay
 from rbft.errors import TrainingError, TrainingStopped
 from rbft.log_fields import add_fields
+from rbft.model_store import on_this_node
 from rbft.models.chat import ChatAdapter
 from rbft.models.flops import model_flops
 from rbft.models.load import load_model
@@ -53,7 +54,7 @@ def run_stage(spec: StageSpec, items: list[TrainingItem], controls: Controls | N
         raise TrainingError(f"{spec.name}: no training items; check the labels and splits of the manifest")
     add_fields(run=str(spec.lineage.get("run", spec.task.name)), stage=spec.name, rank=dist.get_rank())
     final = Path(spec.folder) / "final"
-    spec = replace(spec, training=spec.training.for_workers(dist.get_world_size()))
+    spec = replace(spec, training=spec.training.for_workers(dist.get_world_size()), model=on_this_node(spec.model))
     precision = "bfloat16" if spec.training.precision == "bf16" else "float32"
     adapter = ChatAdapter(spec.model.path, spec.video.spec())
     quantised = spec.training.lora is not None and spec.training.lora.quantised_base != "none"
