@@ -5,7 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import clip_cache, decode, demo, evaluation, evidence, generation, gpu_training, looking, repeatability, scale, training
+from benchmarks import (
+    clip_cache,
+    decode,
+    demo,
+    evaluation,
+    evidence,
+    generation,
+    gpu_training,
+    looking,
+    repeatability,
+    scale,
+    serving,
+    training,
+)
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "generation": generation.main,
@@ -14,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "clip_cache": clip_cache.main,
     "scale": scale.main,
     "training": training.main,
+    "serving": serving.main,
     "looking": looking.main,
     "repeatability": repeatability.main,
     "gpu_training": gpu_training.main,

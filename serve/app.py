@@ -21,7 +21,7 @@ from serve.keys import KeyGate
 from serve.limits import BodyLimit
 from serve.presence import while_connected
 from serve.problems import UPLOAD_STATUSES, answer_with_problems, described, described_of
-from serve.service import Asker, Classifier, Service
+from serve.service import Asker, Classifier, Others, Service
 from serve.upload import UploadRoute
 
 _TOLD_OF_LINEAGE = frozenset(
@@ -44,10 +44,16 @@ TopK = Annotated[
 
 
 def build_app(
-    classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int, *, proxy_adds_id: bool = False
+    classifier: Classifier,
+    config: ServeConfig,
+    max_classifying: int,
+    max_explaining: int,
+    *,
+    proxy_adds_id: bool = False,
+    others: Others | None = None,
 ) -> FastAPI:
-    """The service around `classifier`, which sees at most that many classifications and rationales at once. `proxy_adds_id` is as in
-    `serve.envelope.Envelope`."""
+    """The service around `classifier`, which sees at most that many classifications and rationales at once; it is in the app's state as
+    `service`. `proxy_adds_id` is as in `serve.envelope.Envelope`."""
     summary = "Video classification with reasons on demand"
     # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
     app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
@@ -58,7 +64,8 @@ def build_app(
     answer_with_problems(app)
     # For the description alone: `KeyGate` has looked at it by then.
     needs_key = [Security(HTTPBearer(auto_error=False, description="a key of the service, where it has keys"))]
-    app.include_router(_uploads(Service(classifier, config, max_classifying, max_explaining)), dependencies=needs_key)
+    app.state.service = Service(classifier, config, max_classifying, max_explaining, others)
+    app.include_router(_uploads(app.state.service), dependencies=needs_key)
     samples = page.find_samples(config.samples)
     app.include_router(_about(classifier, config, len(samples)), dependencies=needs_key)
     app.include_router(page.samples(samples), dependencies=needs_key)

@@ -31,7 +31,7 @@ from rbft.errors import EngineError, RequestTimeoutError
 from rbft.evaluation.figures import frame_images
 from rbft.records import Clip, VideoSpec
 from rbft.task import Task
-from serve.clips import ClipCache, Seen
+from serve.clips import ClipCache, Seen, keeper_of
 from serve.events import Said
 from serve.limits import Queue
 from serve.upload import received
@@ -78,6 +78,19 @@ class Classifier(Protocol):
     async def check_health(self) -> None: ...
 
 
+class Others(Protocol):
+    """The other replicas of a service."""
+
+    @property
+    def own_id(self) -> str:
+        """By which the others know this one: letters and digits."""
+        ...
+
+    async def ask(self, replica: str, method: str, asker: Asker, arguments: tuple[Any, ...], say: Callable[[Said], None]) -> Any:
+        """What that method of that replica's `Service` gives, and raises; `ClipExpiredError` if the replica is gone."""
+        ...
+
+
 @dataclass
 class Asker:
     """Whose request this is, and what it has cost so far."""
@@ -114,10 +127,13 @@ def _likeliest(answer: ClassifyAnswer, top_k: int | None) -> dict[str, float]:
 class Service:
     """Answers requests with `classifier`: at most `max_classifying` classifications and `max_explaining` rationales at once."""
 
-    def __init__(self, classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int) -> None:
+    def __init__(
+        self, classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int, others: Others | None = None
+    ) -> None:
         self.classifier = classifier
         self._timeout_s = config.request_timeout_s
-        self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s)
+        self._others = others
+        self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s, keeper=others.own_id if others else "")
         # A queue each: rationales take seconds, and those that wait must not stand before a classification.
         self._classifying = Queue(max_classifying, config.max_queued_requests)
         self._explaining = Queue(max_explaining, config.max_queued_requests)
@@ -157,6 +173,9 @@ class Service:
         An id brings the context that came with its video unless `context` is another. Raises as `classify` does, and `ClipExpiredError`.
         """
         async with _deadline(self._timeout_s):
+            if isinstance(video, str) and (replica := self._elsewhere(video)):
+                answered: RationaleAnswer = await self._ask(replica, "explain", asker, (video, context), say)
+                return answered
             # Before it waits: an id that is known now stays good.
             known = self._clips.get(asker.owner, video) if isinstance(video, str) else None
             async with self._turn(self._explaining, asker):
@@ -173,6 +192,9 @@ class Service:
     async def show(self, asker: Asker, video_id: str) -> FramesAnswer:
         """The frames that the model saw of the video of that id. Raises `ClipExpiredError`, `OverloadedError` and `RequestTimeoutError`."""
         async with _deadline(self._timeout_s):
+            if replica := self._elsewhere(video_id):
+                shown: FramesAnswer = await self._ask(replica, "show", asker, (video_id,))
+                return shown
             clip = self._clips.get(asker.owner, video_id).clip
             async with self._turn(self._showing, asker), asker.phase("encode"):
                 images = await asyncio.to_thread(frame_images, clip, max_frames=clip.num_frames, max_height=_MAX_SHOWN_HEIGHT)
@@ -196,6 +218,19 @@ class Service:
                     return piece.model_copy(update=marks)
                 say(TextPiece(text=piece))
         raise EngineError("the engine ended without an answer")
+
+    def _elsewhere(self, video_id: str) -> str | None:
+        """The other replica that has given that id; None if it was this one, or nobody says."""
+        keeper = keeper_of(video_id)
+        return None if self._others is None or keeper in ("", self._others.own_id) else keeper
+
+    async def _ask(
+        self, replica: str, method: str, asker: Asker, arguments: tuple[Any, ...], say: Callable[[Said], None] = lambda _: None
+    ) -> Any:
+        """The answer of another replica, which has kept the video and whose engine has read it; with the time it took from here."""
+        assert self._others is not None
+        answer = await self._others.ask(replica, method, asker, arguments, say)
+        return answer.model_copy(update={"timing_s": answer.timing_s | asker.timing()})
 
     async def _look(self, asker: Asker, upload: UploadFile) -> Clip:
         async with asker.phase("decode"), received(upload) as path:
