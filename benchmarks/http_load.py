@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -48,6 +48,8 @@ class Measured:
     replies: Sequence[Reply]
     seconds: float
     """From the first request to the last answer."""
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    """What the service's processes had of the CPU meanwhile, by what they do."""
 
     @property
     def rate(self) -> float:

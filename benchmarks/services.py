@@ -24,8 +24,13 @@ from serve.__main__ import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 _START_TIMEOUT_S = 400.0
-_CPU_BACKEND = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
-"""The same for both."""
+_CPU_BACKEND = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "OMP_NUM_THREADS": "1",
+}
+"""The same for both. One thread is what Ray gives to an actor of one core, and the quicker for the miniature in either."""
 PEER_MODEL = "peer"
 """The name under which vLLM's server has the model."""
 
@@ -40,6 +45,28 @@ class Service:
     def memory_bytes(self) -> int:
         """Of the process and all below it, each page once as far as the kernel says so (PSS)."""
         return sum(_proportional(each) for each in (self.process, *self.process.children(recursive=True)))
+
+    def cpu_s(self) -> dict[str, float]:
+        """What the service does -> seconds of CPU that its processes have had."""
+        spent: dict[str, float] = {}
+        for each in (self.process, *self.process.children(recursive=True)):
+            try:
+                line, times = " ".join(each.cmdline()), each.cpu_times()
+            except psutil.Error:  # it has ended meanwhile
+                continue
+            part = next((part for mark, part in _PARTS.items() if mark in line), "rest of Ray" if "ray" in line else "server")
+            spent[part] = spent.get(part, 0.0) + times.user + times.system
+        return spent
+
+
+_PARTS = {
+    "VLLM::EngineCor": "engine core",
+    "VLLM::Worker": "engine worker",
+    "ray::ServeReplica": "replica",
+    "ray::ProxyActor": "proxy",
+    "rbft.video.child": "decoders",
+}
+"""What stands in a process's command line, and what it is then."""
 
 
 @contextmanager

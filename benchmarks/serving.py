@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         mine = services.enter_context(ours(CONFIG, chosen.model, chosen.set, logs / "ours.log"))
         print(f"both answer after {time.monotonic() - started:.0f} s", flush=True)
         result = asyncio.run(_measure(mine, peer, config, chosen.model, chosen.clients, chosen.rounds))
-    print(result.table())
+    print(result.table(), result.cpu_table(), result.phases, result.same_label, result.beside(), sep="\n")
     if chosen.json:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         chosen.json.write_text(json.dumps(result.figures(), indent=2) + "\n")
@@ -141,6 +141,16 @@ class Result:
             )
         return "\n".join(lines)
 
+    def cpu_table(self) -> str:
+        """Milliseconds of CPU a request, by what they go to, at the most clients."""
+        lines = ["| | in all | by part |", "| --- | ---: | --- |"]
+        for name, rounds in zip(("ours", "vllm serve"), self.levels[max(self.levels)], strict=True):
+            number = sum(len(each.replies) for each in rounds)
+            parts = {part: 1000 * sum(each.cpu_s.get(part, 0.0) for each in rounds) / number for part in rounds[0].cpu_s}
+            by_size = sorted(parts.items(), key=lambda item: -item[1])
+            lines.append(f"| {name} | {sum(parts.values()):.1f} | {', '.join(f'{part} {ms:.1f}' for part, ms in by_size if ms >= 0.1)} |")
+        return "\n".join(lines)
+
     def beside(self) -> str:
         alone = statistics.median(1000 * each.latency_s(95) for each, _, _ in self.beside_streams)
         loaded = statistics.median(1000 * each.latency_s(95) for _, each, _ in self.beside_streams)
@@ -179,8 +189,7 @@ async def _measure(mine: Service, peer: Service, config: RunConfig, model: str, 
             for level in levels:
                 batch = [next(videos) for _ in range(NUM_REQUESTS[level])]
                 for contender in contenders if round_ % 2 else contenders[::-1]:  # nobody is always first
-                    measured = await ask_all(http, [contender.ask(video) for video in batch], level)
-                    _require_answers(measured)
+                    measured = await _ask(http, contender, batch, level)
                     contender.measured[level].append(measured)
                 if level == 1:
                     pairs = zip(*(contender.measured[1][-1].replies for contender in contenders), strict=True)
@@ -194,6 +203,15 @@ async def _measure(mine: Service, peer: Service, config: RunConfig, model: str, 
         statistics.mean(same) if same else 0.0,
         _phases(contenders[0].measured[levels[0]][1:]),
     )
+
+
+async def _ask(http: aiohttp.ClientSession, contender: Contender, videos: Sequence[bytes], num_clients: int) -> Measured:
+    asks = [contender.ask(video) for video in videos]
+    before = contender.service.cpu_s()
+    measured = await ask_all(http, asks, num_clients)
+    after = contender.service.cpu_s()
+    _require_answers(measured)
+    return replace(measured, cpu_s={part: spent - before.get(part, 0.0) for part, spent in after.items()})
 
 
 def _told(contenders: Sequence[Contender], levels: Sequence[int]) -> str:
@@ -284,6 +302,10 @@ Both say the same label of {result.same_label:.1%} of the videos.
 
 Milliseconds of a request with one client, medians: {phases}. `http` is what the replica's clock does not see: the client, Serve's proxy, the way
 between them; `overhead` is all but decode and engine.
+
+Milliseconds of CPU a request, with {max(result.levels)} clients:
+
+{result.cpu_table()}
 
 With {NUM_STREAMS} rationales being streamed, the p95 of {_NUM_BESIDE_STREAMS[0]} clients' classifications is {result.beside()}.
 """

@@ -16,9 +16,8 @@ from types import FrameType
 from typing import NoReturn
 
 from rbft.config import RunConfig, load_config
-from rbft.errors import ConfigError, JobError, RBFTError
-from rbft.keys import read_keys
-from serve.model import ModelSource, find_model
+from rbft.errors import JobError, RBFTError
+from serve.model import ModelSource, find_model, require_keys
 
 
 def main() -> int:
@@ -26,8 +25,7 @@ def main() -> int:
     try:
         overrides = arguments.set + ([f"serve.port={arguments.port}"] if arguments.port is not None else [])
         config = load_config(arguments.config, overrides)
-        if config.serve.keys is not None and not read_keys(config.serve.keys):
-            raise ConfigError(f"{config.serve.keys}: holds no key, so that nobody could ask; make one with `rbft keys add`")
+        require_keys(config)
         source = find_model(config, arguments.model)
         _serve(config, source)
     except RBFTError as error:
