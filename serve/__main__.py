@@ -53,12 +53,15 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
     from ray import serve
 
     from serve.deployment import APPLICATION, deploy
+    from serve.proxy import PROXY_SETTING
 
     port = free_port(config.serve.host, config.serve.port)
     on_own_ray = not os.environ.get("RAY_ADDRESS")
     print(f"starting {config.serve.num_replicas} replica(s) of {source.name} from {source.uri}; an engine takes about a minute", flush=True)
     # A laptop with fewer cores than the configuration asks for serves too, only slower.
     num_cpus = max(os.cpu_count() or 1, math.ceil(config.engine.num_cpus * config.serve.num_replicas)) if on_own_ray else None
+    for name, value in PROXY_SETTING.items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(
             address="local" if on_own_ray else None,  # else Ray would join whichever cluster was last started on this machine
@@ -67,6 +70,7 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
             include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=False,
+            _system_config={"worker_niceness": 0} if on_own_ray else None,  # 15 is for batch jobs, and here somebody waits
         )
         # After ray.init, which installs a handler of its own.
         signal.signal(signal.SIGTERM, _interrupt)

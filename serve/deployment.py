@@ -98,7 +98,9 @@ def make_application(config: RunConfig, open_classifier: OpenClassifier) -> Appl
         max_ongoing_requests=room,
         max_queued_requests=room,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
-        request_router_config=RequestRouterConfig(request_router_class=routing.ReplicaRouter),
+        request_router_config=RequestRouterConfig(
+            request_router_class=routing.ReplicaRouter, request_router_kwargs={"retry_after_s": RETRY_AFTER_S}
+        ),
         # Serve replaces a replica after three failed checks in a row: a dead engine is gone in three seconds.
         health_check_period_s=1,
         health_check_timeout_s=30,

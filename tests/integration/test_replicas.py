@@ -25,6 +25,7 @@ from rbft.config import RunConfig, load_config
 from serve.__main__ import free_port
 from serve.clips import keeper_of
 from serve.deployment import APPLICATION, make_application
+from serve.proxy import PROXY_SETTING
 from tests.serve.samples import write_clip
 from tests.serve.scripted import ScriptedClassifier
 
@@ -47,6 +48,8 @@ def url() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
+        for name, value in PROXY_SETTING.items():
+            patch.setenv(name, value)
         ray.init(address="local", num_cpus=4, include_dashboard=False, namespace=APPLICATION, log_to_driver=False, logging_level="error")
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -73,6 +76,13 @@ def deploy(repository: Path, url: str) -> Callable[..., RunConfig]:
     return run
 
 
+def kill(replica: str = "") -> None:
+    """End that replica as a crash would, or whichever there is."""
+    names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+    name = next(name for name in names if name.startswith("SERVE_REPLICA::") and name.endswith(replica))
+    ray.kill(ray.get_actor(name, namespace="serve"))
+
+
 def test_why_is_told_by_the_replica_that_keeps_the_video_whichever_is_asked(
     deploy: Callable[..., RunConfig], url: str, clip_path: Path
 ) -> None:
@@ -85,7 +95,7 @@ def test_why_is_told_by_the_replica_that_keeps_the_video_whichever_is_asked(
         for video_id in ids:
             assert client.rationale(video_id=video_id).text == "Scene: a room"
             start, *pieces, end = client.stream_rationale(video_id=video_id)
-                assert isinstance(start, RationaleStart)
+            assert isinstance(start, RationaleStart)
             assert isinstance(end, RationaleAnswer) and len(pieces) == 2 and end.video_id == start.video_id == video_id
             assert len(httpx.post(f"{url}/v1/frames", files={"video_id": (None, video_id)}).json()["frames"]) == 4
         with pytest.raises(errors.ClipExpiredError):
@@ -94,8 +104,7 @@ def test_why_is_told_by_the_replica_that_keeps_the_video_whichever_is_asked(
             client.rationale(video_id="nobody.never-was")
 
         gone = keeper_of(ids[0])
-        (actor,) = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["name"].endswith(f"#{gone}")]
-        ray.kill(ray.get_actor(actor, namespace="serve"))
+        kill(gone)
         for video_id in ids:
             if keeper_of(video_id) == gone:
                 with pytest.raises(errors.ClipExpiredError):
@@ -150,6 +159,30 @@ def test_more_than_there_is_room_for_are_told_to_come_again_and_then_answered(
     assert set(by_status) == {200, 503}
     assert all(int(response.headers["retry-after"]) > 0 for response in responses if response.status_code == 503)
     assert httpx.post(f"{url}/v1/classify", files={"video": video}).status_code == 200
+
+
+def test_when_the_only_replica_dies_all_are_told_to_come_again_until_there_is_another(
+    deploy: Callable[..., RunConfig], url: str, clip_path: Path
+) -> None:
+    deploy("mortal", seconds=1.0)
+    video = clip_path.read_bytes()
+
+    def ask() -> httpx.Response:
+        return httpx.post(f"{url}/v1/classify", files={"video": video}, timeout=120)
+
+    assert ask().status_code == 200
+    with ThreadPoolExecutor(4) as threads:
+        under_way = [threads.submit(ask) for _ in range(4)]
+        time.sleep(0.5)
+        kill()
+        responses = [each.result() for each in under_way]
+        assert {response.status_code for response in responses} <= {200, 503} and any(r.status_code == 503 for r in responses)
+        deadline = time.monotonic() + 120
+        while responses[-1].status_code != 200:
+            assert time.monotonic() < deadline
+            responses.append(ask())
+    assert {response.status_code for response in responses} == {200, 503}
+    assert all(int(response.headers["retry-after"]) > 0 for response in responses if response.status_code == 503)
 
 
 @pytest.mark.slow
