@@ -1,7 +1,7 @@
-"""Our service against vLLM's own server with the same model and the same videos. `python -m benchmarks serving [--json PATH]`
+"""Our service against vLLM's own server, with the same model and the same videos. `python -m benchmarks serving [--json PATH]`
 
-Both run on this machine, warm, and are asked in turns: the one is idle while the other works. Both get the same mp4 files, each a video that
-neither has seen. Ours answers `/v1/classify` with the exact likelihood of every label and its end, calibrated; vLLM's server gets the file
+Both run on this machine, warm, and are asked in turns: the one is idle while the other works. Both get the same mp4 files, each of them new
+to both. Ours answers `/v1/classify` with the exact likelihood of every label and its end, calibrated; vLLM's server gets the file
 as a data URI in its chat API and reads the labels' first tokens only (`max_tokens` 1 and `logprob_token_ids`), which is the quickest way it
 has, and which is enough to choose by where labels begin differently.
 """
@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks.http_load import Ask, Measured, Reply, ask_all, chat, multipart, send, session
 from benchmarks.machine import describe_machine
 from benchmarks.services import PEER_MODEL, ROOT, Service, ours, vllm_server
+from benchmarks.soak import SETTINGS, soak
 from miniature.draw import render
 from miniature.world import sample_world
 from miniature.write import encode_mp4
@@ -65,8 +66,13 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS, metavar="N")
     parser.add_argument("--clients", type=int, nargs="+", default=list(NUM_REQUESTS), choices=list(NUM_REQUESTS))
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="of our service's configuration")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="instead: mixed load for so long, hostile files in it")
+    parser.add_argument("--media", type=Path, metavar="FOLDER", help="more files for --soak")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the ratios too")
     chosen = parser.parse_args(arguments)
+    if chosen.soak:
+        _soak(chosen)
+        return
     config = load_config(CONFIG, chosen.set)
     with tempfile.TemporaryDirectory(prefix="rbft-bench-") as folder, ExitStack() as services:
         logs = Path(folder)
@@ -82,6 +88,15 @@ def main(arguments: Sequence[str] = ()) -> None:
     if chosen.rounds >= NUM_ROUNDS and chosen.clients == list(NUM_REQUESTS):
         RESULT.write_text(_page(result))
         print(f"wrote {RESULT.relative_to(ROOT)}")
+
+
+def _soak(chosen: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="rbft-bench-") as folder:
+        with ours(CONFIG, chosen.model, [*SETTINGS, *chosen.set], Path(folder) / "ours.log") as service:
+            figures = asyncio.run(soak(service, _videos(), chosen.soak, chosen.media)).figures()
+    print(json.dumps(figures, indent=2))
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -155,7 +170,7 @@ class Result:
         alone = statistics.median(1000 * each.latency_s(95) for each, _, _ in self.beside_streams)
         loaded = statistics.median(1000 * each.latency_s(95) for _, each, _ in self.beside_streams)
         ended = sum(each for _, _, each in self.beside_streams)
-        return f"{alone:.0f} ms without, {loaded:.0f} ms with them, {self._beside():.2f} times as long ({ended} rationales were written meanwhile)"
+        return f"{alone:.0f} ms without, {loaded:.0f} ms with them, {self._beside():.2f} times as long ({ended} rationales ended meanwhile)"
 
 
 def _speeds(rounds: Sequence[Measured]) -> str:
@@ -294,14 +309,15 @@ def _page(result: Result) -> str:
 `python -m benchmarks serving`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {used}.
 {(__doc__ or "").partition(chr(10))[2].strip()}
 
-Medians over {len(next(iter(result.levels.values()))[0])} rounds of ratios within a round; in brackets the range of the rounds. The clients run on the same cores.
+Medians over {len(next(iter(result.levels.values()))[0])} rounds of ratios within a round; in brackets the range of the rounds. The clients
+run on the same cores.
 
 {result.table()}
 
 Both say the same label of {result.same_label:.1%} of the videos.
 
-Milliseconds of a request with one client, medians: {phases}. `http` is what the replica's clock does not see: the client, Serve's proxy, the way
-between them; `overhead` is all but decode and engine.
+Milliseconds of a request with one client, medians: {phases}. `http` is what the replica's clock does not see: the
+client, Serve's proxy, the way between them; `overhead` is all but decode and engine.
 
 Milliseconds of CPU a request, with {max(result.levels)} clients:
 

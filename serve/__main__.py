@@ -79,8 +79,8 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
         while True:
             signal.pause()
     finally:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
         print("stopping", flush=True)
         if ray.is_initialized():
             if on_own_ray:
