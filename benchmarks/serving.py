@@ -91,9 +91,11 @@ def main(arguments: Sequence[str] = ()) -> None:
 
 
 def _soak(chosen: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(prefix="rbft-bench-") as folder:
-        with ours(CONFIG, chosen.model, [*SETTINGS, *chosen.set], Path(folder) / "ours.log") as service:
-            figures = asyncio.run(soak(service, _videos(), chosen.soak, chosen.media)).figures()
+    with (
+        tempfile.TemporaryDirectory(prefix="rbft-bench-") as folder,
+        ours(CONFIG, chosen.model, [*SETTINGS, *chosen.set], Path(folder) / "ours.log") as service,
+    ):
+        figures = asyncio.run(soak(service, _videos(), chosen.soak, chosen.media)).figures()
     print(json.dumps(figures, indent=2))
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Minutes of mixed load on the service, hostile files among it: is every request answered, and does memory stay as it is?
 
-`python -m benchmarks serving --soak MINUTES [--media FOLDER]` asks for labels, for labels with reasons, for streamed reasons, and sends what
-is no video: broken, empty, cut short and flipped files, playlists, bodies that are too large or no form, and the files of FOLDER.
+`python -m benchmarks serving --soak MINUTES [--media FOLDER]` asks for labels, for labels with reasons, for streamed reasons, and sends
+what is no video: broken, empty, cut short and flipped files, playlists, bodies that are too large or no form, and the files of FOLDER.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Soaked:
     """Seconds since the beginning, bytes."""
 
     def figures(self) -> dict[str, Any]:
-        answered = sum((each for each in self.statuses.values()), Counter())
+        answered: Counter[int] = sum(self.statuses.values(), Counter())
         warm = self.memory_bytes[int(_WARM_SHARE * len(self.memory_bytes)) :]
         at, held = np.array(warm).T
         return {
@@ -120,7 +120,8 @@ def _hostile(url: str, good: Sequence[bytes], media: Path | None) -> list[Ask]:
     asks = [multipart(f"{url}/v1/classify", content) for content in files]
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     asks.append(multipart(f"{url}/v1/classify", bytes(_MAX_UPLOAD_BYTES + 1)))
-    asks.append(multipart(f"{url}/v1/classify", good[0], **{f"field{number}": "x" for number in range(200)}))
+    many_fields: dict[str, Any] = {f"field{number}": "x" for number in range(200)}
+    asks.append(multipart(f"{url}/v1/classify", good[0], **many_fields))
     asks += [Ask(f"{url}/v1/classify", b"--y\r\nnot a form", form), Ask(f"{url}/v1/classify", b"{}", {"Content-Type": "application/json"})]
     asks += [multipart(f"{url}/v1/rationale", None, video_id="never-was"), multipart(f"{url}/v1/frames", None, video_id="")]
     generator.shuffle(asks)

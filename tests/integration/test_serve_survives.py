@@ -1,5 +1,5 @@
-"""The service with a real engine, while parts of it are killed under load: 503 that says when to come again, no wrong answer, and right ones
-again."""
+"""The service with a real engine while parts of it are killed under load: 503 that says when to come again, no wrong answer, then right
+ones again."""
 
 from __future__ import annotations
 
