@@ -31,7 +31,7 @@ APPLICATION = "rbft"
 """What Serve calls it."""
 
 _NO_ACCESS_LOG = LoggingConfig(enable_access_log=False)
-"""A request has its line from `serve.envelope`; two more, of the proxy and of Serve's part of the replica, cost half a millisecond."""
+"""A request has its line from `serve.envelope`; Serve's two more, of the proxy and of the replica, say nothing else and cost CPU."""
 
 _HEALTH_ROOM = 16
 """Requests that a replica takes beyond its own queue, so that health and task are answered while it is full."""

@@ -42,7 +42,7 @@ class _UploadRequest(Request):
 @asynccontextmanager
 async def received(upload: UploadFile) -> AsyncIterator[Path]:
     """The upload as a file for as long as the context lasts. Errors that leave it name "the upload", not a path of this machine."""
-    # A file and no folder: making and removing one costs a replica half a millisecond more.
+    # A file and no folder, which takes longer to make and to remove.
     descriptor, name = tempfile.mkstemp(prefix="rbft-upload-")
     os.close(descriptor)
     try:
