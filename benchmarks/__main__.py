@@ -17,6 +17,7 @@ from benchmarks import (
     looking,
     repeatability,
     scale,
+    serving,
     training,
     video_models,
 )
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "scale": scale.main,
     "cluster": cluster.main,
     "training": training.main,
+    "serving": serving.main,
     "looking": looking.main,
     "video_models": video_models.main,
     "repeatability": repeatability.main,

@@ -28,7 +28,7 @@ from serve.limits import BodyLimit
 from serve.links import MAX_CHARACTERS, Link
 from serve.presence import while_connected
 from serve.problems import UPLOAD_STATUSES, answer_with_problems, described, described_of
-from serve.service import Asker, Classifier, Service
+from serve.service import Asker, Classifier, Others, Service
 from serve.upload import UploadRoute, route_of_files
 
 _TOLD_OF_LINEAGE = frozenset(
@@ -65,11 +65,12 @@ def build_app(
     looker: Looker | None = None,
     fetcher: Fetcher | None = None,
     readiness: Readiness | None = None,
+    others: Others | None = None,
     proxy_adds_id: bool = False,
 ) -> FastAPI:
     """The service around `classifier`, which sees at most that many classifications and rationales at once, and, where attention is
-    offered, `looker`. Where addresses are taken, `fetcher` fetches them, by default as `config` says; `readiness` likewise.
-    `proxy_adds_id` is as in `serve.envelope.Envelope`."""
+    offered, `looker`; it is in the app's state as `service`. Where addresses are taken, `fetcher` fetches them, by default as `config`
+    says; `readiness` likewise. `others` are asked about the videos that they keep. `proxy_adds_id` is as in `serve.envelope.Envelope`."""
     summary = "Video classification with reasons on demand"
     # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
     app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
@@ -83,7 +84,8 @@ def build_app(
     needs_key = [] if config.keys is None else [Security(HTTPBearer(auto_error=False, description="a key of the service"))]
     if fetcher is None and config.urls.is_on:
         fetcher = Fetcher(config.urls, config.max_upload_bytes)
-    service = Service(classifier, config, max_classifying, max_explaining, looker, fetcher)
+    service = Service(classifier, config, max_classifying, max_explaining, looker, fetcher, others)
+    app.state.service = service
     app.include_router(_uploads(service), dependencies=needs_key)
     app.include_router(_batches(service, config.max_batch_files), dependencies=needs_key)
     samples = page.find_samples(config.samples)

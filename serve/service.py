@@ -33,7 +33,7 @@ from rbft.evaluation.figures import frame_images
 from rbft.records import Clip, VideoSpec
 from rbft.task import Task
 from serve.attention import MAX_SHOWN_HEIGHT, Looker
-from serve.clips import ClipCache, Seen
+from serve.clips import ClipCache, Seen, keeper_of
 from serve.events import Said
 from serve.fetching import Fetcher
 from serve.limits import Queue
@@ -91,6 +91,19 @@ class Classifier(Protocol):
     async def check_health(self) -> None: ...
 
 
+class Others(Protocol):
+    """The other replicas of a service."""
+
+    @property
+    def own_id(self) -> str:
+        """By which the others know this one: letters and digits."""
+        ...
+
+    async def ask(self, replica: str, method: str, asker: Asker, arguments: tuple[Any, ...], say: Callable[[Said], None]) -> Any:
+        """What that method of that replica's `Service` gives, and raises; `ClipExpiredError` if the replica is gone."""
+        ...
+
+
 @dataclass
 class Asker:
     """Whose request this is, and what it has cost so far."""
@@ -136,12 +149,14 @@ class Service:
         max_explaining: int,
         looker: Looker | None = None,
         fetcher: Fetcher | None = None,
+        others: Others | None = None,
     ) -> None:
         self.classifier = classifier
         self._looker = looker
         self._fetcher = fetcher
+        self._others = others
         self.timeout_s = config.request_timeout_s
-        self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s)
+        self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s, keeper=others.own_id if others else "")
         # A queue each: rationales take seconds, and those that wait must not stand before a classification.
         self._classifying = Queue(max_classifying, config.max_queued_requests)
         self._explaining = Queue(max_explaining, config.max_queued_requests)
@@ -196,18 +211,24 @@ class Service:
 
         An id brings the context that came with its video unless `context` is another. Raises as `classify` does, and `ClipExpiredError`.
         """
-        turn = self._seen(self._explaining, asker, video, context)
-        async with self._deadline(), turn as (seen, video_id), asker.phase("engine"):
-            answer = await self._explained(asker, seen, video_id, say)
+        async with self._deadline():
+            if isinstance(video, str) and (replica := self._elsewhere(video)):
+                answered: RationaleAnswer = await self._ask(replica, "explain", asker, (video, context), say)
+                return answered
+            async with self._seen(self._explaining, asker, video, context) as (seen, video_id), asker.phase("engine"):
+                answer = await self._explained(asker, seen, video_id, say)
         return answer.model_copy(update={"timing_s": asker.timing()})
 
     async def look_where(self, asker: Asker, video: Video | str, context: str | None) -> AttentionAnswer:
         """Where the model looks on a video or that of an id; raises as `explain` does, and `NotOfferedError`."""
         if self._looker is None:
             raise NotOfferedError("this service does not read attention; start it with serve.attention: true")
-        turn = self._seen(self._looking, asker, video, context)
-        async with self._deadline(), turn as (seen, video_id), asker.phase("attention"):
-            looks = await self._looker.look(seen.clip, seen.context)
+        async with self._deadline():
+            if isinstance(video, str) and (replica := self._elsewhere(video)):
+                answered: AttentionAnswer = await self._ask(replica, "look_where", asker, (video, context))
+                return answered
+            async with self._seen(self._looking, asker, video, context) as (seen, video_id), asker.phase("attention"):
+                looks = await self._looker.look(seen.clip, seen.context)
         return AttentionAnswer(
             heatmaps=looks.heatmaps,
             video_share=looks.video_share,
@@ -221,6 +242,9 @@ class Service:
     async def show(self, asker: Asker, video_id: str) -> FramesAnswer:
         """The frames that the model saw of the video of that id. Raises `ClipExpiredError`, `OverloadedError` and `RequestTimeoutError`."""
         async with self._deadline():
+            if replica := self._elsewhere(video_id):
+                shown: FramesAnswer = await self._ask(replica, "show", asker, (video_id,))
+                return shown
             clip = self._clips.get(asker.owner, video_id).clip
             async with self._turn(self._showing, asker), asker.phase("encode"):
                 images = await asyncio.to_thread(frame_images, clip, max_frames=clip.num_frames, max_height=MAX_SHOWN_HEIGHT)
@@ -244,6 +268,19 @@ class Service:
                     return piece.model_copy(update=marks)
                 say(TextPiece(text=piece))
         raise EngineError("the engine ended without an answer")
+
+    def _elsewhere(self, video_id: str) -> str | None:
+        """The other replica that has given that id; None if it was this one, or nobody says."""
+        keeper = keeper_of(video_id)
+        return None if self._others is None or keeper in ("", self._others.own_id) else keeper
+
+    async def _ask(
+        self, replica: str, method: str, asker: Asker, arguments: tuple[Any, ...], say: Callable[[Said], None] = lambda _: None
+    ) -> Any:
+        """The answer of another replica, which has kept the video and whose engine has read it; with the time it took from here."""
+        assert self._others is not None
+        answer = await self._others.ask(replica, method, asker, arguments, say)
+        return answer.model_copy(update={"timing_s": answer.timing_s | asker.timing()})
 
     @asynccontextmanager
     async def _seen(self, queue: Queue, asker: Asker, video: Video | str, context: str | None) -> AsyncIterator[tuple[Seen, str | None]]:

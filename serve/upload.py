@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -78,11 +79,15 @@ def media_type(headers: Headers) -> str:
 @asynccontextmanager
 async def received(upload: UploadFile) -> AsyncIterator[Path]:
     """The upload as a file for as long as the context lasts. Errors that leave it name "the upload", not a path of this machine."""
-    with tempfile.TemporaryDirectory(prefix="rbft-upload-") as folder:
-        path = Path(folder) / "video"
+    # A file and no folder, which takes longer to make and to remove.
+    descriptor, path = tempfile.mkstemp(prefix="rbft-upload-")
+    os.close(descriptor)
+    try:
         await asyncio.to_thread(_copy, upload, path)
-        with named(path, "the upload"):
-            yield path
+        with named(Path(path), "the upload"):
+            yield Path(path)
+    finally:
+        os.unlink(path)
 
 
 @contextmanager
@@ -94,6 +99,6 @@ def named(path: Path, name: str) -> Iterator[None]:
         raise type(error)(str(error).replace(str(path), name)) from error
 
 
-def _copy(upload: UploadFile, path: Path) -> None:
-    with path.open("wb") as target:
+def _copy(upload: UploadFile, name: str) -> None:
+    with open(name, "r+b") as target:  # that is there: a thread that comes late must not make the file again
         shutil.copyfileobj(upload.file, target, 1 << 20)

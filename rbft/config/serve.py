@@ -32,6 +32,14 @@ class ServeConfig(Section):
     """A file of `rbft predictions calibrate`. None takes the calibration in the model's task card, else the one that the run has for this
     very model, if any."""
     num_replicas: int = Field(1, gt=0)
+    """As long as `max_replicas` does not let their number follow the load."""
+    min_replicas: int = Field(1, gt=0)
+    max_replicas: int | None = Field(None, gt=0)
+    """With it there are as many replicas as the requests under way fill, each with `engine.max_num_seqs`, within these bounds. A new one
+    takes an engine's start until it answers."""
+    update_beside: bool = True
+    """Whether an update starts one new replica more before an old one goes, so that there is always one that answers. It needs room for
+    that one; without, set it to false, and requests wait, or are told to come again, while a new engine starts."""
     max_upload_bytes: int = Field(64 << 20, gt=0)
     """Of the whole request body, counted while it is read."""
     max_batch_files: int = Field(32, gt=0)
@@ -77,6 +85,18 @@ class ServeConfig(Section):
     @classmethod
     def _one_is_a_list(cls, canary: object) -> object:
         return (canary,) if isinstance(canary, dict) else canary
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> ServeConfig:
+        if self.min_replicas > (self.max_replicas or self.min_replicas):
+            raise ValueError(
+                f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}; lower the one or raise the other"
+            )
+        if self.max_replicas is None and self.min_replicas > 1:
+            raise ValueError("min_replicas is for a number that follows the load; set max_replicas too, or num_replicas instead")
+        if self.max_replicas is not None and self.num_replicas > 1:
+            raise ValueError("num_replicas is a fixed number, and max_replicas lets it follow the load; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _others_need_keys(self) -> ServeConfig:
