@@ -26,7 +26,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.machine import describe_machine
 from benchmarks.peers import official_video
-from rbft.models.video.convert import Geometry, convert_weights, model_class
+from rbft.models.video.convert import convert_weights, model_class
+from rbft.models.video.official_configs import Geometry
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/video_models.md"

@@ -32,7 +32,8 @@ def register(subparsers: Any) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from rbft.models.video.convert import Geometry, convert_checkpoint
+    from rbft.models.video.convert import convert_checkpoint
+    from rbft.models.video.official_configs import Geometry
 
     geometry = Geometry(arguments.frames, arguments.size, arguments.trained_frames, arguments.heads)
     print(f"{convert_checkpoint(arguments.checkpoint, arguments.out, geometry)}: {arguments.out}")

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoP
 from rbft.cli import main
 from rbft.errors import ModelError
 from rbft.models.video import register_video_models
-from rbft.models.video.convert import Geometry, convert_checkpoint, convert_weights
+from rbft.models.video.convert import convert_checkpoint, convert_weights
+from rbft.models.video.official_configs import Geometry
 from tests.models.video.recipe import draw_clips, draw_weights
 from tests.models.video.test_official import FIXTURES, build, read
 
@@ -143,6 +144,9 @@ def test_a_file_that_is_cut_short_or_missing_is_refused(checkpoint: Path, tmp_pa
     (tmp_path / "a.pth").write_bytes(checkpoint.read_bytes()[:5000])
     with pytest.raises(ModelError, match=r"a\.pth: "):
         convert_checkpoint(tmp_path / "a.pth", tmp_path / "m")
+    (tmp_path / "a.safetensors").write_bytes(b"no header")
+    with pytest.raises(ModelError, match="is no whole safetensors file"):
+        convert_checkpoint(tmp_path / "a.safetensors", tmp_path / "m")
     with pytest.raises(ModelError, match="no such file"):
         convert_checkpoint(tmp_path / "none.pth", tmp_path / "m")
 

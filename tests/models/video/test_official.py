@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from rbft.models.video.convert import Geometry, convert_weights, model_class
+from rbft.models.video.convert import convert_weights, model_class
+from rbft.models.video.official_configs import Geometry
 from rbft.models.video.official_keys import internvideo2_keys, uniformerv2_keys
 from tests.models.video.recipe import draw_clips, draw_targets, draw_weights, kept
 
