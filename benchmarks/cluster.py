@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import random
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from benchmarks.scale import SleepingActor, SleepingEngine
+from miniature.local_cluster import LocalCluster
 from ray_jobs.inference import run_inference
 from ray_jobs.progress import Progress
 from ray_jobs.run import versions
@@ -150,10 +150,9 @@ class _Said(Progress):
 class Job:
     """A job on the cluster that it is given; a context manager that ends it."""
 
-    def __init__(self, cluster: Any, folder: str, num_actors: int, num_blocks: int) -> None:
+    def __init__(self, cluster: LocalCluster, folder: str, num_actors: int, num_blocks: int) -> None:
         words = [sys.executable, "-m", "benchmarks.cluster", "--job", folder, str(num_actors), str(num_blocks)]
-        environment = os.environ | {"RAY_ADDRESS": cluster.address}
-        self._process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(words, cwd=ROOT, env=cluster.environment, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Job:
         return self
@@ -176,22 +175,14 @@ class Job:
 
 
 @contextmanager
-def nodes(cpus: Sequence[int]) -> Iterator[Any]:
-    """A Ray cluster with a token of its own: a head that takes no actors, and a node for each of `cpus`."""
-    from ray.cluster_utils import Cluster
-
-    store = {"object_store_memory": 128 << 20}
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    # Workers import this module, which no package of the environment holds.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 0, **store})
-    try:
-        for num_cpus in cpus:
-            cluster.add_node(num_cpus=num_cpus, **store)
-        cluster.wait_for_nodes()
-        yield cluster
-    finally:
-        cluster.shutdown()
+def nodes(cpus: Sequence[int]) -> Iterator[LocalCluster]:
+    """A head that takes no actors, and a node for each of `cpus`. Workers import this module, which no package of the environment holds."""
+    with tempfile.TemporaryDirectory(prefix="rbft") as folder:
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        with LocalCluster(Path(folder), more={"PYTHONPATH": path}) as cluster:
+            for num_cpus in cpus:
+                cluster.add_node(num_cpus)
+            yield cluster
 
 
 def measure(num_actors: int, blocks_an_actor: int) -> Measured:
@@ -218,8 +209,8 @@ def node_dies() -> float:
         said = job.said()
         _ = [next(said) for _ in range(10)]
         killed = time.time()
-        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
-        cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
+        cluster.kill_node(cluster.nodes[0])
+        cluster.add_node(1)
         last = list(said)[-1]
         began = [moment for path in Path(folder).glob("began-*") if (moment := float(path.name.split("-")[1])) > killed]
         assert last["done"] == 120 * BLOCK
