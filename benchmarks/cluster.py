@@ -28,6 +28,7 @@ from benchmarks.scale import SleepingActor, SleepingEngine
 from miniature.local_cluster import LocalCluster
 from ray_jobs.inference import run_inference
 from ray_jobs.progress import Progress
+from ray_jobs.ray_runtime import ensure_ray
 from ray_jobs.run import versions
 from ray_jobs.work import Work
 from rbft import rows
@@ -123,8 +124,13 @@ def run_config(folder: str, num_actors: int) -> RunConfig:
     return load_config(ROOT / "configs/miniature.yaml", [*settings, f"engine.rows_per_block={BLOCK}", f"output_dir={folder}"])
 
 
-def job(folder: str, num_actors: int, num_blocks: int) -> None:
-    """Rationales of so many blocks; those that are there already are not asked for again."""
+def job(folder: str, num_actors: int, num_blocks: int, cpus_there: float = 0) -> None:
+    """Rationales of so many blocks, once the cluster has `cpus_there`; those that are there already are not asked for again."""
+    import ray
+
+    ensure_ray()
+    while ray.cluster_resources().get("CPU", 0) < cpus_there:
+        time.sleep(0.2)
     config = run_config(folder, num_actors)
     examples = [Example(f"clip-{n:06d}", f"s3://videos/clip-{n:06d}.mp4") for n in range(num_blocks * BLOCK)]
     done = rows.done_ids(folder, rationale_schema())
@@ -151,7 +157,7 @@ class Job:
     """A job on the cluster that it is given; a context manager that ends it."""
 
     def __init__(self, cluster: LocalCluster, folder: str, num_actors: int, num_blocks: int) -> None:
-        words = [sys.executable, "-m", "benchmarks.cluster", "--job", folder, str(num_actors), str(num_blocks)]
+        words = [sys.executable, "-m", "benchmarks.cluster", "--job", folder, *map(str, (num_actors, num_blocks, num_actors))]
         self._process = subprocess.Popen(words, cwd=ROOT, env=cluster.environment, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Job:
@@ -286,6 +292,6 @@ Actors whose engines sleep: to "node in generation" the start of an engine is to
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
-        job(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        job(sys.argv[2], *map(int, sys.argv[3:]))
     else:
         main(sys.argv[1:])
