@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import random
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,10 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from benchmarks.scale import SleepingActor, SleepingEngine
+from miniature.local_cluster import LocalCluster
 from ray_jobs.inference import run_inference
 from ray_jobs.progress import Progress
+from ray_jobs.ray_runtime import ensure_ray
 from ray_jobs.run import versions
 from ray_jobs.work import Work
 from rbft import rows
@@ -123,8 +124,13 @@ def run_config(folder: str, num_actors: int) -> RunConfig:
     return load_config(ROOT / "configs/miniature.yaml", [*settings, f"engine.rows_per_block={BLOCK}", f"output_dir={folder}"])
 
 
-def job(folder: str, num_actors: int, num_blocks: int) -> None:
-    """Rationales of so many blocks; those that are there already are not asked for again."""
+def job(folder: str, num_actors: int, num_blocks: int, cpus_there: float = 0) -> None:
+    """Rationales of so many blocks, once the cluster has `cpus_there`; those that are there already are not asked for again."""
+    import ray
+
+    ensure_ray()
+    while ray.cluster_resources().get("CPU", 0) < cpus_there:
+        time.sleep(0.2)
     config = run_config(folder, num_actors)
     examples = [Example(f"clip-{n:06d}", f"s3://videos/clip-{n:06d}.mp4") for n in range(num_blocks * BLOCK)]
     done = rows.done_ids(folder, rationale_schema())
@@ -150,10 +156,9 @@ class _Said(Progress):
 class Job:
     """A job on the cluster that it is given; a context manager that ends it."""
 
-    def __init__(self, cluster: Any, folder: str, num_actors: int, num_blocks: int) -> None:
-        words = [sys.executable, "-m", "benchmarks.cluster", "--job", folder, str(num_actors), str(num_blocks)]
-        environment = os.environ | {"RAY_ADDRESS": cluster.address}
-        self._process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    def __init__(self, cluster: LocalCluster, folder: str, num_actors: int, num_blocks: int) -> None:
+        words = [sys.executable, "-m", "benchmarks.cluster", "--job", folder, *map(str, (num_actors, num_blocks, num_actors))]
+        self._process = subprocess.Popen(words, cwd=ROOT, env=cluster.environment, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Job:
         return self
@@ -176,22 +181,14 @@ class Job:
 
 
 @contextmanager
-def nodes(cpus: Sequence[int]) -> Iterator[Any]:
-    """A Ray cluster with a token of its own: a head that takes no actors, and a node for each of `cpus`."""
-    from ray.cluster_utils import Cluster
-
-    store = {"object_store_memory": 128 << 20}
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    # Workers import this module, which no package of the environment holds.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 0, **store})
-    try:
-        for num_cpus in cpus:
-            cluster.add_node(num_cpus=num_cpus, **store)
-        cluster.wait_for_nodes()
-        yield cluster
-    finally:
-        cluster.shutdown()
+def nodes(cpus: Sequence[int]) -> Iterator[LocalCluster]:
+    """A head that takes no actors, and a node for each of `cpus`. Workers import this module, which no package of the environment holds."""
+    with tempfile.TemporaryDirectory(prefix="rbft") as folder:
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        with LocalCluster(Path(folder), more={"PYTHONPATH": path}) as cluster:
+            for num_cpus in cpus:
+                cluster.add_node(num_cpus)
+            yield cluster
 
 
 def measure(num_actors: int, blocks_an_actor: int) -> Measured:
@@ -218,8 +215,8 @@ def node_dies() -> float:
         said = job.said()
         _ = [next(said) for _ in range(10)]
         killed = time.time()
-        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
-        cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
+        cluster.kill_node(cluster.nodes[0])
+        cluster.add_node(1)
         last = list(said)[-1]
         began = [moment for path in Path(folder).glob("began-*") if (moment := float(path.name.split("-")[1])) > killed]
         assert last["done"] == 120 * BLOCK
@@ -295,6 +292,6 @@ Actors whose engines sleep: to "node in generation" the start of an engine is to
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
-        job(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        job(sys.argv[2], *map(int, sys.argv[3:]))
     else:
         main(sys.argv[1:])

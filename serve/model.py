@@ -14,7 +14,6 @@ from rbft.evaluation.calibration import Calibration, read_calibration
 from rbft.keys import read_keys
 from rbft.layout import RunLayout
 from rbft.model_folder import require_model_folder
-from rbft.model_store import on_this_node
 from rbft.models.load import TASK_CARD, read_card, read_card_calibration
 from rbft.records import VideoSpec
 from rbft.task import Task
@@ -57,7 +56,7 @@ def find_model(config: RunConfig, folder: str | None = None) -> ModelSource:
         name = folder.rstrip("/").rpartition("/")[2]
         source = ModelSource(folder, name, has_card=storage.exists(f"{folder}/{TASK_CARD}"))
     elif config.serve.system == "zero-shot":
-        source = ModelSource(_base(config), f"{config.name}/zero-shot", has_card=False)
+        source = ModelSource(config.model.path, f"{config.name}/zero-shot", has_card=False)
         source = replace(source, calibration_of_run=_calibration_of_run(config, source.uri))
     else:
         source = ModelSource(_trained(config), f"{config.name}/{config.serve.system}", has_card=True)
@@ -84,11 +83,6 @@ def what_to_serve(config: RunConfig, folder: str | None) -> tuple[RunConfig, Mod
     if folder is not None:  # a canary's label is that of the run's model
         config = config.model_copy(update={"serve": config.serve.model_copy(update={"canary": ()})})
     return config, source
-
-
-def _base(config: RunConfig) -> str:
-    """Where the base model is on this machine; a replica elsewhere must see it there."""
-    return on_this_node(config.model).path
 
 
 def open_model(source: ModelSource, folder: Path, config: RunConfig) -> ServedModel:

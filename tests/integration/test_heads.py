@@ -7,40 +7,36 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from miniature.local_cluster import LocalCluster
 from rbft import rows
 from rbft.records import rationale_schema
 from tests.integration.conftest import NUM_TRAIN, Jobs, free_port, wait_for, wait_until
-from tests.integration.submissions import Head, Person, Teacher
+from tests.integration.submissions import Person, Teacher
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 
 FEW_AT_A_TIME = ("engine.max_num_seqs=1", "engine.rows_per_block=4")
 """So that whole blocks are done of the answers that the teacher gives at once."""
 
-StartHead = Callable[..., Head]
+StartHead = Callable[..., LocalCluster]
 
 
 @pytest.fixture
-def start_head(short_tmp: Path, tmp_path: Path) -> Iterator[StartHead]:
-    """Starts heads; they end with the test."""
-    heads: list[Head] = []
+def start_head(short_tmp: Path) -> Iterator[StartHead]:
+    """Starts a cluster's head; it ends with the test."""
+    with ExitStack() as stack:
 
-    def start(num_cpus: int, **environment: str) -> Head:
-        folder = short_tmp / f"head-{free_port()}"
-        folder.mkdir()
-        token = folder / "token"
-        token.write_text("0f1e2d3c4b5a6978" * 4)
-        heads.append(Head(folder, token, environment, num_cpus))
-        heads[-1].start()
-        return heads[-1]
+        def start(head_cpus: int, **environment: str) -> LocalCluster:
+            folder = short_tmp / f"head-{free_port()}"
+            folder.mkdir()
+            return stack.enter_context(LocalCluster(folder, head_cpus, environment))
 
-    yield start
-    for head in heads:
-        head.close()
+        yield start
 
 
 @pytest.fixture
@@ -97,14 +93,14 @@ def written_ids(run: Path) -> list[str]:
 def test_a_head_that_is_killed_takes_its_jobs_along_and_submitted_again_they_go_on(
     start_head: StartHead, teacher: Teacher, jobs: Jobs
 ) -> None:
-    head = start_head(num_cpus=3)
-    person = Person(jobs, head.dashboard, head.joins["RAY_AUTH_TOKEN_PATH"])
+    head = start_head(head_cpus=3)
+    person = Person(jobs, head.dashboard, str(head.token_file))
     words = person.submission("generate", "head-killed", teacher.setting(), *FEW_AT_A_TIME)
     run = jobs.run_dir("head-killed")
     following = person.start(*words)
     wait_for(lambda: has_parts(run), following)
-    head.kill()
-    head.start()
+    head.kill_head()
+    head.start_head()
     out, err = following.communicate(timeout=600)
     assert following.returncode == 2 and "the cluster does not know it any more" in err, out + err
     assert "the job goes on, trying again to show its log" in err
@@ -120,15 +116,15 @@ def test_with_redis_a_new_head_knows_the_jobs_of_the_old_one_and_its_nodes_stay(
     start_head: StartHead, teacher: Teacher, jobs: Jobs, redis: str
 ) -> None:
     """A job whose own process was on the head dies with it, and is known to have failed; the worker node joins the new head by itself."""
-    head = start_head(num_cpus=0, RAY_REDIS_ADDRESS=redis)
-    node = head.start_node(3)
-    person = Person(jobs, head.dashboard, head.joins["RAY_AUTH_TOKEN_PATH"])
+    head = start_head(head_cpus=0, RAY_REDIS_ADDRESS=redis)
+    node = head.add_node(3)
+    person = Person(jobs, head.dashboard, str(head.token_file))
     words = person.submission("generate", "head-redis", teacher.setting(), *FEW_AT_A_TIME)
     run = jobs.run_dir("head-redis")
     following = person.start(*words)
     wait_for(lambda: has_parts(run), following)
-    head.kill()
-    head.start()
+    head.kill_head()
+    head.start_head()
     out, err = following.communicate(timeout=600)
     assert following.returncode == 1 and "FAILED" in err, out + err
     assert [job["status"] for job in json.loads(person.run("jobs", "--all", "--json")[0])] == ["FAILED"]
@@ -141,15 +137,15 @@ def test_with_redis_a_new_head_knows_the_jobs_of_the_old_one_and_its_nodes_stay(
 
 
 def test_with_redis_a_job_that_runs_on_a_node_outlives_the_head(start_head: StartHead, teacher: Teacher, jobs: Jobs, redis: str) -> None:
-    head = start_head(num_cpus=0, RAY_REDIS_ADDRESS=redis)
-    head.start_node(3, '{"driver": 1}')
-    person = Person(jobs, head.dashboard, head.joins["RAY_AUTH_TOKEN_PATH"])
+    head = start_head(head_cpus=0, RAY_REDIS_ADDRESS=redis)
+    head.add_node(3, '{"driver": 1}')
+    person = Person(jobs, head.dashboard, str(head.token_file))
     run = jobs.run_dir("head-outlived")
     following = person.start(*person.submission("generate", "head-outlived", teacher.setting(), *FEW_AT_A_TIME), "--driver-on", "driver")
     wait_for(lambda: has_parts(run), following)
-    head.kill()
+    head.kill_head()
     time.sleep(5)
-    head.start()
+    head.start_head()
     teacher.may_answer.set()
     out, err = following.communicate(timeout=900)
     assert following.returncode == 0, out + err
