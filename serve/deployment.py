@@ -20,12 +20,14 @@ from serve.canary import Readiness
 from serve.classifier import VideoClassifier
 from serve.model import ModelSource, open_model
 from serve.problems import RETRY_AFTER_S
+from serve.service import NUM_QUEUES
 
 APPLICATION = "rbft"
 """What Serve calls it."""
 
-_HEALTH_ROOM = 16
-"""Requests that a replica takes beyond its own queue, so that health and task are answered while it is full."""
+_OTHER_ROOM = 32
+"""Requests that a replica takes beyond its queues, labels and texts: what is fetched, looked at or shown, and health and task, which are
+answered while it is full."""
 
 
 class Replica:
@@ -71,7 +73,7 @@ def deploy(config: RunConfig, source: ModelSource, port: int) -> None:
     Raises `JobError` with the reason if no replica starts. The host and port of a Serve that runs already stay as they are.
     """
     # The replica's own queue and time limit answer with problem bodies; Serve's stand behind them.
-    room = _max_classifying(config) + _max_explaining(config) + 2 * config.serve.max_queued_requests + _HEALTH_ROOM
+    room = _max_classifying(config) + _max_explaining(config) + NUM_QUEUES * config.serve.max_queued_requests + _OTHER_ROOM
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="classifier",
