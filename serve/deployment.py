@@ -28,7 +28,7 @@ from serve.classifier import VideoClassifier
 from serve.model import ModelSource, open_model
 from serve.problems import RETRY_AFTER_S
 from serve.replicas import OtherReplicas, answered, expired
-from serve.service import Classifier
+from serve.service import NUM_QUEUES, Classifier
 
 APPLICATION = "rbft"
 """What Serve calls it."""
@@ -36,8 +36,9 @@ APPLICATION = "rbft"
 _NO_ACCESS_LOG = LoggingConfig(enable_access_log=False)
 """A request has its line from `serve.envelope`; Serve's two more, of the proxy and of the replica, say nothing else and cost CPU."""
 
-_HEALTH_ROOM = 16
-"""Requests that a replica takes beyond its own queue, so that health and task are answered while it is full."""
+_OTHER_ROOM = 32
+"""Requests that a replica takes beyond its queues, labels and texts: what is fetched, looked at or shown, and health and task, which are
+answered while it is full."""
 
 
 OpenClassifier = Callable[[ExitStack], Classifier]
@@ -109,7 +110,7 @@ def video_application(config: RunConfig, source: ModelSource) -> Application:
 def make_application(config: RunConfig, open_classifier: OpenClassifier, attention: Application | None = None) -> Application:
     """The service around the classifier that `open_classifier` opens in each replica."""
     # The replica's own queue and time limit answer with problem bodies; Serve's stand behind them.
-    room = _max_classifying(config) + _max_explaining(config) + 2 * config.serve.max_queued_requests + _HEALTH_ROOM
+    room = _max_classifying(config) + _max_explaining(config) + NUM_QUEUES * config.serve.max_queued_requests + _OTHER_ROOM
     cloudpickle.register_pickle_by_value(routing)  # proxies need it, and have no code of ours
     deployment = serve.deployment(
         serve.ingress()(Replica),

@@ -52,6 +52,9 @@ that are to be classified."""
 _MAX_FETCHING = 8
 """Videos that are fetched at once. It is done before their turn, so that a host that takes its time keeps no place of others."""
 
+NUM_QUEUES = 5
+"""Of a `Service`, each with room for `max_queued_requests`: a full one must not keep requests out of the others."""
+
 Video = UploadFile | Link
 """How a video comes in, if not by the id of one that is known."""
 
