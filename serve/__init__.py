@@ -5,7 +5,7 @@
 The life of a request: `envelope` gives it an id, `keys` asks who sends it, `limits` counts its bytes, `app` reads its form (`upload`), and
 `service` lets it wait its turn, has the video decoded in a child process and the engine asked (`classifier`), and keeps the decoded clip
 for a while (`clips`). `events` streams text while it is written, `presence` ends work that nobody waits for any more, `problems` turns
-whatever went wrong into a problem body. `deployment` puts all that into Ray Serve replicas, which ask each other about the videos that they
-keep (`replicas`, `routing`), `proxy` says what the client gets when one dies, `model` finds the folder that answers, `__main__` starts and ends
-it on one machine, `application` is what `serve deploy` builds (`config.yaml`).
+whatever went wrong into a problem body. `deployment` puts all that into Ray Serve replicas, which ask each other about the videos that
+they keep (`replicas`, `routing`); `proxy` says what the client gets when one dies; `model` finds the folder that answers. `__main__` starts
+and ends it on one machine, `application` is what `serve deploy` builds (`config.yaml`).
 """
