@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,8 @@ def watch(job: subprocess.Popen[str], ray_cluster: RayCluster, prefix: str) -> d
     seen: dict[str, float] = {}
 
     def is_over() -> bool:
-        seen.update({name.removeprefix(prefix): value for name, value in scrape(ray_cluster).items() if name.startswith(prefix)})
+        with suppress(OSError):  # right after a head starts, nobody answers there
+            seen.update({name.removeprefix(prefix): value for name, value in scrape(ray_cluster).items() if name.startswith(prefix)})
         return job.poll() is not None
 
     wait_for(is_over, job, timeout_s=900)
