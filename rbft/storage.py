@@ -62,7 +62,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         parts = urlsplit(uri)
         if parts.scheme != "s3":
             return fs.FileSystem.from_uri(uri)
-        bucket_fs, bucket = _s3(parts.netloc, parts.query)
+        bucket_fs, bucket = _s3(parts.netloc, parts.query, frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
         return bucket_fs, f"{bucket}{unquote(parts.path)}".rstrip("/")
     except (ValueError, OSError, NotImplementedError) as error:
         reason = str(error).replace(uri, shown(uri))
@@ -70,8 +70,11 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 @functools.lru_cache(maxsize=16)
-def _s3(netloc: str, query: str) -> tuple[fs.FileSystem, str]:
-    """The client of one bucket, and the bucket's name. Each new one would ask for the bucket's region and for credentials, and connect."""
+def _s3(netloc: str, query: str, _settings: frozenset[tuple[str, str]]) -> tuple[fs.FileSystem, str]:
+    """The client of one bucket, and the bucket's name. Each new one would ask for the bucket's region and for credentials, and connect.
+
+    `_settings` are those of the environment, which a client reads once.
+    """
     return fs.FileSystem.from_uri(f"s3://{netloc}{f'?{query}' if query else ''}")
 
 
