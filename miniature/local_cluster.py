@@ -85,7 +85,9 @@ class LocalCluster:
         kill(node)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        words = ["ray", "start", *arguments, f"--object-store-memory={STORE_BYTES}", "--block"]
+        # Its usual port may be that of another Ray on this machine, and a head without this agent takes no jobs.
+        agent = f"--dashboard-agent-listen-port={free_port()}"
+        words = ["ray", "start", *arguments, agent, f"--object-store-memory={STORE_BYTES}", "--block"]
         self._tell(f"{shlex.join(words)} &")
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         with (self._folder / "ray.log").open("ab") as log:

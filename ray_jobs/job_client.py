@@ -102,10 +102,13 @@ def _has_token() -> bool:
     return os.path.isfile(path)
 
 
-def retried(ask: Callable[[], T], what: str, patience_s: float = READY_S) -> T:
+START_IT = "start the cluster, or forward its port: ray dashboard cluster.yaml"
+
+
+def retried(ask: Callable[[], T], what: str, mend: str = START_IT, patience_s: float = READY_S) -> T:
     """What `ask()` gives; it is asked again for `patience_s` while the cluster is not ready.
 
-    Raises `JobError` that says `what` if it never is, or refuses what is asked.
+    Raises `JobError` that says `what`, and `mend` if it never is ready; also if it refuses what is asked.
     """
 
     def say_once(state: tenacity.RetryCallState) -> None:
@@ -122,8 +125,7 @@ def retried(ask: Callable[[], T], what: str, patience_s: float = READY_S) -> T:
     try:
         return asking(ask)
     except (RuntimeError, OSError) as error:
-        mend = "; start the cluster, or forward its port: ray dashboard cluster.yaml" if _is_not_ready(error) else ""
-        raise JobError(f"{what} ({_short(error)}){mend}") from None
+        raise JobError(f"{what} ({_short(error)})" + (f"; {mend}" if _is_not_ready(error) else "")) from None
 
 
 def _is_not_ready(error: BaseException | None) -> bool:

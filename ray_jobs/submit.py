@@ -33,6 +33,10 @@ from rbft.evaluation.tables import duration
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+NO_AGENT = (
+    "the head's job agent is not there: another Ray on that machine may have its port, see dashboard_agent.log of the head and `ray start "
+    "--dashboard-agent-listen-port`"
+)
 RUN_FILE = "rbft-submitted.yaml"
 """The run file in the archive."""
 
@@ -149,7 +153,7 @@ def hand_in(client: JobSubmissionClient, submission: Submission, archive: Path) 
             if (client.get_job_info(job_id).metadata or {}).get(job_client.NONCE_KEY) != metadata[job_client.NONCE_KEY]:
                 raise JobError(f"{submission.config.run_dir}: somebody else submitted this run this very moment ({job_id})") from None
 
-    job_client.retried(hand_in_once, "the cluster takes no jobs")
+    job_client.retried(hand_in_once, "the cluster takes no jobs", NO_AGENT)
     return job_id
 
 

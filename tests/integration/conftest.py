@@ -54,6 +54,7 @@ def ray_cluster(short_tmp: Path) -> Iterator[RayCluster]:
         *(
             f"--dashboard-port={dashboard_port}",
             f"--metrics-export-port={metrics_port}",
+            f"--dashboard-agent-listen-port={free_port()}",  # else that of every Ray on the machine, and a second one takes no jobs
             "--num-cpus=6",
             f"--object-store-memory={512 << 20}",
             f"--temp-dir={short_tmp / 'ray'}",
