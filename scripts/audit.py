@@ -51,7 +51,7 @@ def judge(stdout: str, stderr: str) -> tuple[int, list[str]]:
         packages: list[dict[str, Any]] = json.loads(stdout)["dependencies"]
     except (ValueError, KeyError):
         why = (stderr.strip().splitlines() or ["pip-audit said nothing"])[-1][:300]
-        return NOT_DONE, [f"NOT DONE: {why}", "run `make audit` where pypi.org can be reached"]
+        return NOT_DONE, [f"NOT DONE: {why}", "run `make audit` where PyPI can be reached"]
     found = [
         f"{package['name']} {package['version']}: {known['id']}, mended in {', '.join(known['fix_versions']) or 'no version'}"
         for package in packages
@@ -64,7 +64,7 @@ def judge(stdout: str, stderr: str) -> tuple[int, list[str]]:
         some = ", ".join(skipped[:5])
         return NOT_DONE, [
             f"NOT DONE: nothing is known of {len(skipped)} of {len(packages)} packages ({some}, …)",
-            "this index has no vulnerability service; run `make audit` where pypi.org can be reached",
+            "this index has no vulnerability service; run `make audit` where PyPI can be reached",
         ]
     return CLEAN, [f"{len(packages)} packages, no known vulnerability"]
 

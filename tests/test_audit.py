@@ -44,7 +44,7 @@ def test_a_vulnerability_fails_and_says_which_version_mends_it(audit: ModuleType
 @pytest.mark.parametrize(
     ("stdout", "stderr"),
     [
-        ("", "Traceback …\nConnectionError: Failed to resolve 'pypi.org'"),
+        ("", "Traceback …\nConnectionError: Failed to resolve the index's name"),
         (_output(SOUND, SKIPPED), ""),  # a mirror that has packages and knows nothing about them
         (_output(), ""),
         ("{}", ""),
