@@ -22,6 +22,7 @@ from rbft.baselines.video_classifier import load_trained
 from rbft.data.manifest import read_manifest, write_manifest
 from rbft.evaluation.metrics import evaluate_predictions
 from rbft.evaluation.predictions import predictions_from_table
+from rbft.evaluation.reproduction import TABLES, make_table
 from rbft.models.video.convert import processor_settings
 from rbft.models.video.internvideo2 import InternVideo2Config, InternVideo2ForVideoClassification
 from rbft.models.video.uniformerv2 import UniFormerV2Config, UniFormerV2ForVideoClassification
@@ -90,13 +91,16 @@ def test_both_learn_through_the_real_job_and_go_on_after_a_kill(jobs: Jobs, sett
     summary = json.loads((run / "summary.json").read_text())["systems"]
     assert set(summary) == set(SYSTEMS)
     report = (run / "report.html").read_text()
+    found = {}
     for name in SYSTEMS:
         predictions = predictions_from_table(pq.read_table(table(run, name)), name)
         assert len(predictions) == NUM_TEST and all(prediction.error_code is None for prediction in predictions)
-        metrics = evaluate_predictions(predictions, SCENES, "likelihood", seed=0)
+        metrics = found[name] = evaluate_predictions(predictions, SCENES, "likelihood", seed=0)
         # The whole interval is above one answer for all, which gets a fifth.
         assert metrics.ci95["balanced_accuracy"][0] > 1 / len(SCENES), (name, metrics.balanced_accuracy)
         assert name in report
+    rows = [row.name for row in make_table(TABLES[1], "places", SCENES, {}, found).rows]
+    assert rows[:4] == ["UniFormerV2", "paper: UniFormerV2", "InternVideo2", "paper: InternVideo2"]
     model = load_trained(only(run / "train/UniFormerV2/classify") / "final").model
     assert model.config.id2label == dict(enumerate(SCENES))
 
