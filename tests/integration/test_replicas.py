@@ -31,7 +31,7 @@ from tests.serve.scripted import ScriptedClassifier
 
 pytestmark = pytest.mark.timeout(300)
 
-SETTINGS = ["engine.num_cpus=0.1", "engine.max_num_seqs=2", "serve.max_queued_requests=8"]
+SETTINGS = ["engine.num_cpus=0.1", "engine.max_num_seqs=2", "serve.max_queued_requests=8", "serve.canary=[]"]
 
 
 def open_scripted(fingerprint: str, seconds: float, stack: ExitStack) -> ScriptedClassifier:
