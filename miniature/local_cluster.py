@@ -60,6 +60,8 @@ class LocalCluster:
     def start_head(self) -> None:
         """Returns when its dashboard answers; raises `TimeoutError` if it does not."""
         port, dashboard_port = self.address.rpartition(":")[2], self.dashboard.rpartition(":")[2]
+        # By this note and the nodes that still look for it, `ray start` would take the dead head on this machine for a live one.
+        (self._folder / "ray/ray_current_cluster").unlink(missing_ok=True)
         where = [f"--port={port}", f"--dashboard-port={dashboard_port}", "--node-ip-address=127.0.0.1"]
         self._head = self._start("--head", f"--num-cpus={self._head_cpus}", *where, f"--temp-dir={self._folder / 'ray'}")
         deadline = time.monotonic() + READY_S
