@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks import (
     clip_cache,
+    cluster,
     decode,
     demo,
     evaluation,
@@ -16,6 +17,7 @@ from benchmarks import (
     looking,
     repeatability,
     scale,
+    serving,
     training,
     video_models,
 )
@@ -26,7 +28,9 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "decode": decode.main,
     "clip_cache": clip_cache.main,
     "scale": scale.main,
+    "cluster": cluster.main,
     "training": training.main,
+    "serving": serving.main,
     "looking": looking.main,
     "video_models": video_models.main,
     "repeatability": repeatability.main,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def make_clip(case: Case, folder: Path) -> Path:
     if path.exists():
         return path
     unfinished = path.with_name(f"unfinished-{path.name}")
-    with av.open(str(unfinished), "w") as container:
+    with same_scheduling(), av.open(str(unfinished), "w") as container:
         stream = container.add_stream(case.codec, rate=case.fps, options=_quiet(case))
         stream.height, stream.width, stream.pix_fmt = case.height, case.width, "yuv420p"
         for frame in _frames(case):
@@ -71,6 +72,17 @@ def make_clip(case: Case, folder: Path) -> Path:
         container.mux(stream.encode())
     os.replace(unfinished, path)
     return path
+
+
+@contextlib.contextmanager
+def same_scheduling() -> Iterator[None]:
+    """The thread is scheduled after the block as before: SVT-AV1 makes who encodes with it, if that is root, and so all child processes it
+    has from then on, go before everything else on the machine (SCHED_FIFO, 99)."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 def _quiet(case: Case) -> dict[str, str]:

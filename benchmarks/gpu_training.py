@@ -30,6 +30,7 @@ from rbft.models.attention import use_segments
 from rbft.models.batches import MicroBatch, pack, pad, to_device
 from rbft.models.chat import IGNORE_INDEX, EncodedSample
 from rbft.models.flops import model_flops, peak_flops
+from rbft.models.last_layer import narrow_last_layer
 from rbft.models.patches import PatchLayout, patchify
 from rbft.training.kernels import fuse
 from rbft.training.loss import SupervisedLoss
@@ -77,6 +78,8 @@ class Technique:
     """All windows in one call; else transformers' loop over them."""
     supervised_head: bool = True
     """Only supervised positions go through the language head."""
+    narrow_last_layer: bool = True
+    """And through what of the last layer follows its attention."""
     frames_on_device: bool = True
     """uint8 travels and is normalised there; else float32 patches travel."""
     indices_ahead: bool = True
@@ -91,11 +94,12 @@ VARIANTS: dict[str, Technique] = {
     "all": Technique(),
     "padded": Technique(packed=False),
     "window by window": Technique(segments=False, packed=False),
-    "all logits": Technique(supervised_head=False),
+    "all logits": Technique(supervised_head=False, narrow_last_layer=False),
+    "whole last layer": Technique(narrow_last_layer=False),
     "float32 patches from the host": Technique(frames_on_device=False),
     "indices in the step": Technique(indices_ahead=False),
     "no fused kernels": Technique(fused=False),
-    "none of them": Technique(False, False, False, False, False, False),
+    "none of them": Technique(False, False, False, False, False, False, False),
     "checkpointing every other block": Technique(checkpointing="every-other"),
     "no checkpointing": Technique(checkpointing="none"),
 }
@@ -296,6 +300,8 @@ def prepare(model: Any, sizes: _Sizes, technique: Technique, device: torch.devic
                 block.gradient_checkpointing = False
     if technique.segments:
         use_segments(model, packed=technique.packed)
+    if technique.narrow_last_layer:
+        narrow_last_layer(model)
     if technique.fused and device.type == "cuda":
         try:
             fuse(model)

@@ -10,6 +10,7 @@ from ray_jobs.progress import say
 from ray_jobs.run import Run, command
 from rbft.cli import add_run_arguments, read_run, run
 from rbft.lease import Lease
+from rbft.log_fields import add_fields
 
 Job = Callable[[Run], None]
 
@@ -29,6 +30,7 @@ def _handle(arguments: argparse.Namespace, job: Callable[[], Job]) -> int:
 
         print(format_plan(build_plan(config)))
         return 0
+    add_fields(run=config.name)
     try:
         with Lease(config.run_dir, command()):
             job()(Run(config, retry_errors=arguments.retry_errors))

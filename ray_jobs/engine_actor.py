@@ -27,6 +27,8 @@ from rbft.evaluation.looking.masking import Masker
 from rbft.evaluation.looking.sources import make_source
 from rbft.evaluation.predictions import predictions_table
 from rbft.evaluation.scorer import Scorer
+from rbft.log_fields import add_fields
+from rbft.model_store import on_this_node
 from rbft.rationales.table import rationales_table
 from rbft.rationales.worker import RationaleWorker
 from rbft.records import Example, Prediction, Rationale
@@ -42,6 +44,7 @@ class EngineActor:
     """Runs in the actor's event loop, and touches the store in threads beside it: one that is slow must not leave the engine short."""
 
     def __init__(self, config: RunConfig, engine: EngineName) -> None:
+        add_fields(run=config.name)
         self._config = config
         self._engine_name = engine
         self._engine: Engine | None = None
@@ -54,7 +57,7 @@ class EngineActor:
             print(f"not pinned: no {config.engine.num_cpus:g} cores are free", flush=True)
         video = config.video
         self._budget = FrameBudget(2 * config.engine.max_num_seqs, config.engine.max_frame_bytes)
-        self._metrics = EngineMetrics(self._budget)
+        self._metrics = EngineMetrics(config.name, self._budget)
         self._pool = MeteredPool(self._metrics, config.engine.decode_workers, video.timeout_s, video.memory_limit_bytes)
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, list[int]]]:
@@ -62,6 +65,8 @@ class EngineActor:
             block = Block.loads(row["block"])
             before = await asyncio.to_thread(attempts.look, block.folder, "block", block.ids, block.job)
             is_suspect = block.is_suspect or before.is_suspect
+            if is_suspect:
+                self._metrics.count_suspects()
             asked = self._ask_alone(block) if is_suspect else self._ask_together(block)
             num_errors = 0
             async for table in asked:
@@ -162,7 +167,7 @@ def start_engine(config: RunConfig, name: EngineName, model: ModelConfig) -> Eng
     if name == "hf":
         from rbft.engines.hf import HFEngine
 
-        return HFEngine(model, spec, max_batch_size=config.engine.max_num_seqs)
+        return HFEngine(on_this_node(model), spec, max_batch_size=config.engine.max_num_seqs)
     if name == "openai":
         from rbft.engines.openai import OpenAIEngine
 
@@ -170,7 +175,7 @@ def start_engine(config: RunConfig, name: EngineName, model: ModelConfig) -> Eng
         return OpenAIEngine(config.teacher.server)
     from rbft.engines.vllm import VllmEngine
 
-    return VllmEngine(model, config.engine, spec, config.seed)
+    return VllmEngine(on_this_node(model), config.engine, spec, config.seed)
 
 
 def _guilty(kind: Kind, example: Example, num_deaths: int) -> Rationale | Prediction:

@@ -1,11 +1,14 @@
-"""What an engine's actor tells Ray's metrics, for the dashboard and for Prometheus, where they all begin with `ray_rbft_`.
+"""What an engine's actor tells Ray's metrics. Prometheus finds them behind `ray_`, and counters with `_total` at their end.
 
-videos            answered, by kind and error code ("" for none); rate: videos a second
-generated_tokens  rate: tokens a second
-engine_requests   in the engine now; short of `max_num_seqs` it could take more
-clips_in_flight   decoded or being decoded; frame_bytes: what they hold
-engine_idle_s     seconds in which the engine had no request; rate: its idle share
-decode_s          seconds of decoding, waiting for a decoder included; rate: decodes wanted at a time
+rbft_inference_videos            answered, by kind and error code ("" for none); rate: videos a second
+rbft_inference_tokens            generated; rate: tokens a second
+rbft_inference_requests          in the engine now; short of `max_num_seqs` it could take more
+rbft_inference_clips             decoded or being decoded; rbft_inference_frame_bytes: what they hold
+rbft_inference_idle_seconds      in which the engine had no request; rate: its idle share
+rbft_inference_decode_seconds    of decoding, waiting for a decoder included; rate: decodes wanted at a time
+rbft_inference_suspect_blocks    blocks that are asked again video by video, as an engine died with them
+
+Each has the run as a label.
 """
 
 from __future__ import annotations
@@ -25,27 +28,34 @@ from rbft.task import Message
 from rbft.video.budget import FrameBudget
 from rbft.video.pool import DecodePool
 
+NOT_YET = 1e-9
+"""What a counter begins with that alarms look at: Prometheus sees a rise only of what was there before, and Ray's counters take no 0."""
+
 
 class EngineMetrics:
     """The metrics of one actor. Made inside it, where Ray is."""
 
-    def __init__(self, budget: FrameBudget) -> None:
+    def __init__(self, run: str, budget: FrameBudget) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        self._videos = Counter("rbft_videos", "Videos answered, by kind and error code.", ("kind", "code"))
-        self._tokens = Counter("rbft_generated_tokens", "Tokens generated.")
-        self._decode_s = Counter("rbft_decode_s", "Seconds of decoding, waiting for a decoder included.")
-        self._idle_s = Counter("rbft_engine_idle_s", "Seconds in which the engine had no request.")
-        self._requests = Gauge("rbft_engine_requests", "Requests in the engine.")
-        self._clips = Gauge("rbft_clips_in_flight", "Clips decoded or being decoded.")
-        self._bytes = Gauge("rbft_frame_bytes", "Bytes of frames in flight, those of clips not yet decoded at their most.")
+        self._videos = Counter("rbft_inference_videos", "Videos answered, by kind and error code.", ("run", "kind", "code"))
+        self._tokens = Counter("rbft_inference_tokens", "Tokens generated.", ("run",))
+        self._decode_s = Counter("rbft_inference_decode_seconds", "Decoding, waiting for a decoder included.", ("run",))
+        self._idle_s = Counter("rbft_inference_idle_seconds", "Time in which the engine had no request.", ("run",))
+        self._suspects = Counter("rbft_inference_suspect_blocks", "Blocks that are asked again, as an engine died with them.", ("run",))
+        self._requests = Gauge("rbft_inference_requests", "Requests in the engine.", ("run",))
+        self._clips = Gauge("rbft_inference_clips", "Clips decoded or being decoded.", ("run",))
+        self._bytes = Gauge("rbft_inference_frame_bytes", "Frames in flight, those of clips not yet decoded at their most.", ("run",))
+        for metric in (self._videos, self._tokens, self._decode_s, self._idle_s, self._suspects, self._requests, self._clips, self._bytes):
+            metric.set_default_tags({"run": run})
+        self._suspects.inc(NOT_YET)
         self._budget = budget
         self._num_requests = 0
         self._idle_since: float | None = None
 
     def begin_request(self) -> None:
         if self._num_requests == 0 and self._idle_since is not None:
-            self._idle_s.inc(max(1e-9, time.monotonic() - self._idle_since))
+            self._idle_s.inc(max(NOT_YET, time.monotonic() - self._idle_since))
         self._count(+1)
 
     def end_request(self, num_tokens: int = 0) -> None:
@@ -56,7 +66,11 @@ class EngineMetrics:
             self._tokens.inc(num_tokens)
 
     def count_decode(self, seconds: float) -> None:
-        self._decode_s.inc(max(1e-9, seconds))
+        self._decode_s.inc(max(NOT_YET, seconds))
+
+    def count_suspects(self) -> None:
+        """A block that an engine died with is begun again."""
+        self._suspects.inc()
 
     def count_rows(self, kind: str, table: pa.Table) -> None:
         """The rows that are written now."""

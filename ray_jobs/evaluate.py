@@ -21,10 +21,9 @@ from ray_jobs.work import EngineName, Work
 from rbft import artifacts, rows, storage
 from rbft.config import GatesConfig, MaskingConfig, ModelConfig
 from rbft.errors import DataError, JobError, ModelRefusedError
-from rbft.evaluation.calibration import SPLIT, Calibration, fit_calibration, read_calibration
-from rbft.evaluation.metrics import answered_modes, evaluate_predictions
+from rbft.evaluation.calibration import SPLIT, Calibration, apply_calibration, fit_calibration, read_calibration
+from rbft.evaluation.measures import Measures, kept_measures, measure
 from rbft.evaluation.predictions import predictions_from_table
-from rbft.evaluation.probabilities import evaluate_probabilities, has_probabilities
 from rbft.rationales.table import rationales_from_table
 from rbft.records import Example, Prediction, Rationale, prediction_schema, rationale_schema
 from rbft.systems import split_masks
@@ -52,18 +51,24 @@ def prediction_work(run: Run, system: str, model: ModelConfig, engine: EngineNam
 
 def finish_predictions(run: Run, system: str, engine: EngineName) -> list[Prediction]:
     """Join the parts of `system`, write its metrics, complete its folder; the predictions in the manifest's order."""
-    folder = _finish_rows(run, system, engine, "evaluation")
+    _finish_rows(run, system, engine, "evaluation")
     predictions = read_predictions(run, system)
-    labels, seed = run.config.task.labels, run.config.seed
-    modes = {mode: evaluate_predictions(predictions, labels, mode, seed=seed) for mode in answered_modes(predictions)}
-    measured: dict[str, Any] = {mode: metrics.model_dump(mode="json") for mode, metrics in modes.items()}
-    if has_probabilities(predictions):
-        measured["probabilities"] = evaluate_probabilities(predictions, labels, seed=seed).model_dump(mode="json")
-    storage.write_json(f"{folder}/metrics.json", measured)
+    read_measures(run, system, predictions)
     # A refusal is an answer, and a wrong one; what cannot be used is something else.
     outcomes = [(p.id, None if p.error_code == ModelRefusedError.code else p.error_code, p.error_message) for p in predictions]
     report_errors(run, f"evaluate {system}", outcomes)
     return predictions
+
+
+def read_measures(run: Run, system: str, predictions: Sequence[Prediction], calibration: Calibration | None = None) -> Measures:
+    """The metrics of `system`, whose `predictions` are all there, as they are or after `calibration`; kept beside them."""
+    folder, labels, seed = str(run.artifact(f"evaluation/{system}")), run.config.task.labels, run.config.seed
+    inputs = {"predictions": artifacts.read_marker(folder)["parts"], "labels": labels, "seed": seed}
+    if calibration is None:
+        return kept_measures(f"{folder}/metrics.json", inputs, lambda: measure(predictions, labels, seed))
+    inputs |= {"calibration": calibration.model_dump(mode="json")}
+    after = apply_calibration(predictions, calibration)
+    return kept_measures(f"{folder}/calibrated.json", inputs, lambda: measure(after, labels, seed))
 
 
 def finish_calibration(run: Run, system: str, engine: EngineName) -> Calibration:

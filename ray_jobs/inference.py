@@ -16,12 +16,17 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from ray_jobs.engine_actor import EngineActor
+from ray_jobs.job_metrics import RemainingVideos
 from ray_jobs.progress import Progress
-from ray_jobs.ray_runtime import ensure_ray, reason
+from ray_jobs.ray_runtime import ensure_ray, free_resources, reason
+from ray_jobs.waiting import Waiting, resources
 from ray_jobs.work import Block, EngineName, Work
-from rbft import attempts
+from rbft import attempts, storage
 from rbft.config import EngineConfig, RunConfig
 from rbft.errors import JobError
+
+SEEN_WITHIN_S = 90.0
+"""How long a shared disk may take to show a file that another node has written: NFS clients keep lists of files for a minute."""
 
 
 def run_inference(
@@ -35,7 +40,7 @@ def run_inference(
 
     An actor loads a model when a block asks for another than it has, so work should be ordered by model.
     Comes back with the seconds until the first block was done, which are mostly the start of Ray and engines.
-    Raises `JobError` if an engine cannot be started or a store cannot be written.
+    Raises `JobError` if an engine cannot be started, a store cannot be written, or the nodes do not see the same disk.
     """
     import ray
     from ray.data import ActorPoolStrategy
@@ -71,19 +76,41 @@ def run_inference(
             compute=pool,
             num_cpus=config.engine.num_cpus,
             num_gpus=0 if engine == "openai" else config.engine.num_gpus,
+            resources=config.engine.resources,
             # Without end: the notes on attempts bound what a video or an engine can kill, and a node may be taken away any number of times.
             max_restarts=-1,
             max_task_retries=-1,
         )
+    actor = {"CPU": config.engine.num_cpus, "GPU": 0 if engine == "openai" else config.engine.num_gpus}
+    needs = f"{most} actors of {resources(actor)}, or some of them"
     try:
-        # Not `iter_rows`, which tells of a block when it has the next.
-        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            first_block_s = first_block_s or time.monotonic() - started
-            if progress is not None:
-                progress.add(sum(batch["num_rows"].to_pylist()), sum(batch["num_errors"].to_pylist()))
+        remaining = RemainingVideos(config.name, sum(len(item.examples) for item in work))
+        with Waiting("engines", needs, free_resources) as waiting:
+            # Not `iter_rows`, which tells of a block when it has the next.
+            for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                waiting.progressed()
+                if not first_block_s:
+                    first_block_s = time.monotonic() - started
+                    require_shared([item.folder for item in work])
+                remaining.done(sum(batch["num_rows"].to_pylist()))
+                if progress is not None:
+                    progress.add(sum(batch["num_rows"].to_pylist()), sum(batch["num_errors"].to_pylist()))
     except ray.exceptions.RayError as error:
         raise JobError(f"inference stopped: {reason(error)}; what was done is kept, submit the job again to go on") from error
     return first_block_s
+
+
+def require_shared(folders: Sequence[str], patience_s: float = SEEN_WITHIN_S) -> None:
+    """Raise `JobError` if none of `folders` has a row, though some actor has written one: it wrote to a disk of its own."""
+    local = [folder for folder in folders if "://" not in folder]
+    deadline = time.monotonic() + patience_s
+    while len(local) == len(folders) and not any(storage.list_files(f"{folder}/parts") for folder in local):
+        if time.monotonic() > deadline:
+            raise JobError(
+                f"{local[0]}: rows that another node has written are not seen here; give an output_dir on a disk that all nodes share, "
+                "or in a store (s3://…)"
+            )
+        time.sleep(1)
 
 
 def blocks_at_a_time(engine: EngineConfig) -> int:

@@ -28,6 +28,7 @@ from rbft.evaluation.looking.boxes import Box, boxes_of_others
 from rbft.evaluation.looking.focus import Focus, focuses
 from rbft.evaluation.looking.grounding import GroundedBoxes
 from rbft.evaluation.looking.sources import make_source
+from rbft.model_store import on_this_node
 from rbft.records import Clip, Example
 from rbft.video.pool import DecodePool
 
@@ -162,6 +163,7 @@ def _looks(config: RunConfig, model: ModelConfig, examples: Sequence[Example]) -
 
     attention, spec, task = config.evaluation.attention, config.video.spec(), config.task
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = on_this_node(model)
     loaded = load_model(model.path, model.dtype, model.attention).to(device)
     reader = AttentionReader(loaded, ChatAdapter(model.path, spec), attention.num_layers)
     with DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes) as pool:
@@ -183,7 +185,8 @@ def _task(config: RunConfig, function: Any, *arguments: Any) -> Any:
     import ray
 
     ensure_ray()
-    remote = ray.remote(function).options(num_cpus=config.engine.num_cpus, num_gpus=config.engine.num_gpus)
+    engine = config.engine
+    remote = ray.remote(function).options(num_cpus=engine.num_cpus, num_gpus=engine.num_gpus, resources=engine.resources)
     try:
         return ray.get(remote.remote(*arguments))
     except ray.exceptions.RayError as error:

@@ -12,7 +12,16 @@ from typing import Any
 
 from ray_jobs import api_models
 from ray_jobs.command import main
-from ray_jobs.evaluate import evaluate, explain, finish_predictions, held_out, prediction_work, read_calibrations, read_predictions
+from ray_jobs.evaluate import (
+    evaluate,
+    explain,
+    finish_predictions,
+    held_out,
+    prediction_work,
+    read_calibrations,
+    read_measures,
+    read_predictions,
+)
 from ray_jobs.generate import distinct_rationales, generate, read_rationales
 from ray_jobs.looking import attention_maps
 from ray_jobs.memory import PeakMemory
@@ -30,9 +39,10 @@ from rbft.evaluation.curves import read_curves
 from rbft.evaluation.imported import read_imported
 from rbft.evaluation.looking.heatmaps import overlay
 from rbft.evaluation.report import write_report
-from rbft.evaluation.report_data import ReportData, ReportSection, main_system, report_data
+from rbft.evaluation.report_data import CalibratedResult, ReportData, ReportSection, main_system, report_data
 from rbft.evaluation.run_clips import decode_clips
 from rbft.evaluation.tables import difference_sentence, summary_json, table_text
+from rbft.evaluation.thumbnails import Thumbnails, thumbnails
 from rbft.records import Clip, Example
 from rbft.video.durations import clip_durations
 
@@ -99,7 +109,8 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     main = main_system(predictions)
     by_id = {example.id: example for example in held_out(run)}
     shown = [by_id[id_] for id_ in choose_videos(cells, main, config.evaluation.num_report_samples)]
-    clips = read_clips(run, shown)
+    workers = config.engine.decode_workers
+    clips = decode_clips(shown, config.video, workers, thumbnails)
     is_ours = main in config.evaluation.systems
     heatmaps, notes = _heatmaps(run, main, shown, clips) if is_ours and config.evaluation.report_attention else ({}, ())
     report = report_data(
@@ -110,15 +121,21 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
         rationales=rationales,
         curves=[replace(curve, file=inside(run, curve.file)) for curve in read_curves(run.stage_folders())],
         shown_ids=[example.id for example in shown],
-        clips=clips,
+        clips={id_: small.clip for id_, small in clips.items()},
         explanations=explain(run, main, shown) if is_ours else {},
         heatmaps=heatmaps,
         sources=read_sources(run, predictions),
         wall_s=run.fact("wall_s", {}),
         versions=run.fact("versions", {}),
         provenance=_provenance(run),
-        calibrations=read_calibrations(run),
-        durations_s=clip_durations(by_id.values()),
+        measures={system: read_measures(run, system, predictions[system]) for system in config.evaluation.all_systems},
+        calibrated={
+            system: CalibratedResult.of(fitted, read_measures(run, system, predictions[system], fitted))
+            for system, fitted in read_calibrations(run).items()
+        },
+        durations_s=clip_durations(
+            list(by_id.values()), run.layout.durations, workers, config.video.timeout_s, config.video.memory_limit_bytes
+        ),
         notes=notes,
         seed=config.seed,
     )
@@ -127,14 +144,14 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     return report
 
 
-def _heatmaps(run: Run, system: str, shown: list[Example], clips: Mapping[str, Clip]) -> tuple[dict[str, Clip], tuple[str, ...]]:
+def _heatmaps(run: Run, system: str, shown: list[Example], clips: Mapping[str, Thumbnails]) -> tuple[dict[str, Clip], tuple[str, ...]]:
     """Id -> clip under its heatmap; and why there are none, where they cannot be read: a report without them is still a report."""
     try:
         maps = attention_maps(run, system, [example for example in shown if example.id in clips])
     except RBFTError as error:
         say(f"report: no attention: {error}")
         return {}, (f"No attention is shown: {error}",)
-    return {id_: overlay(clips[id_], attention) for id_, attention in maps.items()}, ()
+    return {id_: overlay(clips[id_].clip, attention, clips[id_].num_frames) for id_, attention in maps.items()}, ()
 
 
 def _provenance(run: Run) -> dict[str, str]:
@@ -144,11 +161,6 @@ def _provenance(run: Run) -> dict[str, str]:
     known |= {"configuration": inside(run, run.layout.config), "manifest": f"{inside(run, run.layout.manifest)}, SHA-256 {manifest}"}
     known |= {"rationales": rationales and inside(run, rationales)}
     return {name: str(value) for name, value in known.items() if value is not None}
-
-
-def read_clips(run: Run, examples: list[Example]) -> dict[str, Clip]:
-    """Id -> clip of those of `examples` that can be decoded."""
-    return decode_clips(examples, run.config.video, run.config.engine.decode_workers)
 
 
 def results_table(report: ReportData) -> str:

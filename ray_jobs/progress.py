@@ -1,10 +1,17 @@
-"""What a job says while it works: one line a change, the same in a terminal and in a job's log."""
+"""What a job says while it works: one line a change, the same in a terminal and in a job's log.
+
+Where RAY_LOGGING_CONFIG_ENCODING is JSON, by which Ray writes its workers' logs so, each line is a JSON object like theirs.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from datetime import UTC, datetime
 
 from rbft.evaluation.tables import duration
+from rbft.log_fields import fields
 
 SAY_EVERY_S = 5.0
 """A line of progress at most this often."""
@@ -14,7 +21,12 @@ _STARTED = time.monotonic()
 
 def say(line: str) -> None:
     """Print `line` with the time since the job began."""
-    minutes, seconds = divmod(int(time.monotonic() - _STARTED), 60)
+    elapsed_s = time.monotonic() - _STARTED
+    if os.environ.get("RAY_LOGGING_CONFIG_ENCODING") == "JSON":
+        about = {"asctime": datetime.now(UTC).isoformat(), "levelname": "INFO", "message": line, "elapsed_s": round(elapsed_s, 1)}
+        print(json.dumps(about | fields()), flush=True)
+        return
+    minutes, seconds = divmod(int(elapsed_s), 60)
     print(f"[{minutes:3d}:{seconds:02d}] {line}", flush=True)
 
 

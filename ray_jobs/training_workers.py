@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from ray_jobs.job_metrics import TrainingFailures, TrainingMetrics
 from ray_jobs.progress import SAY_EVERY_S, say
 from ray_jobs.ray_runtime import ensure_ray, reason
 from ray_jobs.run import Run
@@ -56,9 +56,10 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
     whoever started this job. `fingerprints` are of what is worked on. Raises `JobError` if workers fail for good."""
     import ray.train
 
-    from ray_jobs.stopping import DriverStop
+    from ray_jobs.stopping import DriverStop, read_stop_file
 
     ensure_ray()
+    failures = TrainingFailures(run.config.name)
     name = artifacts.fingerprint(list(fingerprints))
     ray_folder = storage.local_path(f"{run.layout.root}/train/.ray")
     stop_file = ray_folder / f"{name}-{uuid.uuid4().hex[:8]}.stop"  # of this job alone: workers of one before may not have ended yet
@@ -66,7 +67,9 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
         while True:
             with DriverStop(stop_file) as stop:
                 ended: TrainingError | None = stop.call(_trainer(training, work, settings, name, ray_folder, stop_file).fit).return_value
+                was_asked = read_stop_file(stop_file) is not None
             if ended is not None and not isinstance(ended, TrainingStopped):
+                failures.count(ended)
                 raise JobError(f"training ended: {ended}")
             if ended is not None:
                 say(f"train {ended}")
@@ -74,9 +77,10 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
                 raise KeyboardInterrupt
             if stop.signal is not None:
                 raise ended or JobError(f"{stop.signal.name} came when training had just finished; submit the job again to go on")
-            if ended is None:
+            if ended is None and not was_asked:  # This is the first worker's; another may have stopped before it was finished.
                 return
     except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
+        failures.count(error)
         raise JobError(f"training stopped: {reason(error)}; finished steps are kept, submit the job again to go on") from error
 
 
@@ -96,7 +100,7 @@ def _trainer(training: TrainingConfig, work: Work, given: dict[str, Any], name: 
             num_workers=(counts[0], counts[-1]) if is_elastic else training.num_workers,
             elastic_resize_monitor_interval_s=LOOK_EVERY_S,
             use_gpu=uses_gpu,
-            resources_per_worker={"CPU": training.num_cpus, **({"GPU": training.num_gpus} if uses_gpu else {})},
+            resources_per_worker={"CPU": training.num_cpus, **({"GPU": training.num_gpus} if uses_gpu else {}), **training.resources},
         ),
         "run_config": ray.train.RunConfig(
             name=name,
@@ -122,14 +126,20 @@ def following(stages: Sequence[Planned]) -> Iterator[None]:
 
 def follow(stages: Sequence[Planned], stop: threading.Event) -> None:
     """Say how far each of `stages` is, one after the other, until the last has ended or `stop` is set."""
+    import ray
+
+    metrics: TrainingMetrics | None = None
     several = len({planned.run.label for planned in stages}) > 1
     for planned in stages:
-        log = Path(planned.spec.folder) / "log.jsonl"
+        log = f"{planned.spec.folder}/log.jsonl"
         name = f"{planned.run.label} {planned.spec.name}" if several else planned.spec.name
         said_s, said_step = 0.0, 0
         while True:
             is_last_look = stop.is_set()
-            line = _last_line(log)
+            line = storage.last_json_line(log)
+            if line is not None and ray.is_initialized():
+                metrics = metrics or TrainingMetrics()
+                metrics.tell(planned.run.config.name, planned.spec.name, line)
             if line is not None and line["step"] != said_step:
                 is_end = line["step"] >= line["num_steps"] or "ended_early" in line
                 if is_end or time.monotonic() - said_s > SAY_EVERY_S:
@@ -153,12 +163,3 @@ def _pace(line: dict[str, Any]) -> str:
     if line["data_wait_share"] > MUCH_WAITING:
         said += f", {percent(line['data_wait_share'])} of it waiting for data"
     return said
-
-
-def _last_line(path: Path) -> dict[str, Any] | None:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return None
-    whole = [line for line in lines[:-1] if line]  # The part after the last newline is a line being written.
-    return dict(json.loads(whole[-1])) if whole else None

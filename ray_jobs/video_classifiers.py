@@ -87,10 +87,11 @@ def predict(works: Sequence[ClassifierWork]) -> None:
         "rows_per_part": run.config.engine.rows_per_block,
         "errors_too": not run.retry_errors,
     }
-    run_workers(run, spec.training, _predict, settings, ["predictions", *(work.planned.spec.fingerprint for work in works)])
+    run_workers(run, spec.training, predict_share, settings, ["predictions", *(work.planned.spec.fingerprint for work in works)])
 
 
-def _predict(config: dict[str, Any]) -> TrainingError | None:
+def predict_share(config: dict[str, Any]) -> TrainingError | None:
+    """A worker's part of what `predict` asks for; why it ended before it was finished."""
     import torch.distributed as dist
 
     from ray_jobs.stopping import read_stop_file
@@ -101,9 +102,8 @@ def _predict(config: dict[str, Any]) -> TrainingError | None:
         done = rows.done_ids(folder, prediction_schema(), errors_too=config["errors_too"])  # of workers that died
         share = [example for example in examples[rank::num_workers] if example.id not in done]
         predict_videos(spec, share, folder, config["rows_per_part"], lambda: read_stop_file(config["stop_file"]) is not None)
-    stopped: list[str | None] = [None] * num_workers
-    dist.all_gather_object(stopped, read_stop_file(config["stop_file"]))
-    if (why := next(filter(None, stopped), None)) is None:
+    # Nobody waits for the others, whose videos may take hours more: a process group gives up after half of one.
+    if (why := read_stop_file(config["stop_file"])) is None:
         return None
     return TrainingStopped(f"predictions: stopped ({why}); what is done is kept, the same command goes on there")
 

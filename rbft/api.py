@@ -85,6 +85,9 @@ class ClassifyAnswer(_Body):
     """Seconds for which it is kept, at most: many other videos may take its place."""
     rationale: RationaleAnswer | None = None
     """If it was asked for."""
+    rationale_problem: Problem | None = None
+    """Why there is none though it was asked for: `code` "overloaded" say, where too many wait for theirs. The label stands; ask for the
+    rationale alone by the `video_id`."""
     model: ModelVersion
     video: VideoFacts
     timing_s: dict[str, float] = Field(default_factory=dict)
@@ -128,6 +131,63 @@ class FramesAnswer(_Body):
     """Seconds by phase: receive (the body), queue, encode; total is that of the whole request."""
 
 
+class Heatmap(Frame):
+    """A frame under its heatmap: the more yellow, the more the model looks there."""
+
+    share: float
+    """Of the attention that goes to the video, what this frame has. Frames that share a token (in Qwen2-VL, two do) share what it has."""
+
+
+class AttentionAnswer(_Body):
+    """The body of `POST /v1/attention`: where the model looks when it is about to say the label."""
+
+    heatmaps: tuple[Heatmap, ...]
+    """All frames that were sampled, in the order of time. The maps are scaled together, from the smallest to the largest value."""
+    video_share: float
+    """Of all attention, what goes to the video; the rest goes to the words of the question."""
+    request_id: str = ""
+    video_id: str | None = None
+    """As in `ClassifyAnswer`."""
+    model: ModelVersion
+    video: VideoFacts
+    timing_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds by phase: receive (the body), queue, decode (of an upload), attention; total is that of the whole request."""
+
+
+class Problem(_Body):
+    """The body of every error (RFC 9457, application/problem+json)."""
+
+    type: str = "about:blank"
+    title: str
+    """The HTTP status in words."""
+    status: int
+    detail: str
+    """What is wrong and what to do, on one line."""
+    code: str
+    """An error code of `rbft.errors`, for machines."""
+
+
+class BatchItem(_Body):
+    """What became of one file of a batch: an answer or a problem."""
+
+    status: int
+    """What it would have been answered with alone: 200, or the problem's."""
+    answer: ClassifyAnswer | None = None
+    """With status 200."""
+    problem: Problem | None = None
+    """With any other."""
+
+
+class BatchAnswer(_Body):
+    """The body of `POST /v1/classify/batch`."""
+
+    items: tuple[BatchItem, ...]
+    """One a file, in the order in which they were sent."""
+    request_id: str = ""
+    timing_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds: receive (the body); total is that of the whole request. Each answer has its own phases."""
+
+
 class Limits(_Body):
     """What the service takes."""
 
@@ -142,6 +202,8 @@ class Limits(_Body):
     max_frame_pixels: int
     """Height x width of a frame, as stored."""
     max_context_characters: int
+    max_batch_files: int = 1
+    """In one request of `/v1/classify/batch`, whose body as a whole has at most `max_upload_bytes`."""
     request_timeout_s: float
     """For an answer, from the end of the body on."""
     video_kept_s: float
@@ -180,22 +242,13 @@ class TaskAnswer(_Body):
     limits: Limits
     num_samples: int = 0
     """Sample clips that `GET /v1/samples/{number}` has, from 1 on."""
+    has_attention: bool = False
+    """Whether `POST /v1/attention` is offered."""
+    takes_urls: bool = False
+    """Whether a video may be named by its address, of hosts and storages that the service's configuration names."""
 
 
 class Health(_Body):
     """The body of `GET /healthz` and `GET /readyz`."""
 
     status: str = "ok"
-
-
-class Problem(_Body):
-    """The body of every error (RFC 9457, application/problem+json)."""
-
-    type: str = "about:blank"
-    title: str
-    """The HTTP status in words."""
-    status: int
-    detail: str
-    """What is wrong and what to do, on one line."""
-    code: str
-    """An error code of `rbft.errors`, for machines."""

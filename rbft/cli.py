@@ -97,8 +97,8 @@ def read_run(arguments: argparse.Namespace) -> RunConfig:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Add the library's own verbs: init, validate, import, plan, review, compare, predictions, export,
-    convert, classify, keys, doctor."""
+    """Add the library's own verbs: init, validate, import, plan, status, review, compare, predictions, export, convert, classify, keys,
+    doctor."""
     from rbft.evaluation.cli import register as register_predictions
     from rbft.models.video.cli import register as register_convert
     from rbft.service_verbs import register as register_service
@@ -107,6 +107,7 @@ def register(subparsers: Subparsers) -> None:
     _add_validate(subparsers)
     _add_import(subparsers)
     _add_plan(subparsers)
+    _add_status(subparsers)
     _add_review(subparsers)
     register_predictions(subparsers, add_run_arguments)
     _add_export(subparsers)
@@ -224,6 +225,31 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     gib = arguments.gpu_memory_gib
     print(format_plan(build_plan(read_run(arguments), None if gib is None else int(gib * 2**30))))
+
+
+def _add_status(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("status", help="where a run is, from its folder alone", description=_STATUS_DESCRIPTION)
+    parser.add_argument("run", metavar="RUN", help="the run's folder, <output_dir>/<name>: a path, or a URI of any pyarrow filesystem")
+    parser.add_argument("--timeline", action="store_true", help="also what ran when, and how it ended")
+    parser.add_argument("--json", action="store_true", help="all of it, for programs")
+    parser.set_defaults(handler=_status)
+
+
+_STATUS_DESCRIPTION = """Where a run is: its steps, how far each is, whether a job works there, and what to do next. Reads the folder alone.
+Exits with 1 if there is something left to do and no job does it."""
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    import json
+
+    from rbft.run_status import format_status, read_status
+
+    status = read_status(arguments.run)
+    if arguments.json:
+        print(json.dumps(status.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print(format_status(status, with_timeline=arguments.timeline))
+    return 0 if status.is_done or status.job is not None else 1
 
 
 def _add_review(subparsers: Subparsers) -> None:

@@ -25,6 +25,7 @@
     │   ├── EngineGoneError         engine_gone      the engine is gone; its owner must exit
     │   └── EngineCrashError        engine_crash     engines died with this video alone in them; becomes an error row
     ├── TrainingError               training         a training run cannot start or go on
+    │   ├── NotFiniteError          not_finite       a loss or gradient is NaN or infinite
     │   ├── CheckpointError         checkpoint       a checkpoint is missing, partial or of another run, or cannot be written
     │   └── TrainingStopped         training_stopped a stage was asked to stop, and has saved what it did
     ├── ArtifactError               artifact         an artifact is missing, partial, altered or of another schema
@@ -36,7 +37,11 @@
         ├── UploadTooLargeError     upload_too_large the request body passes the service's limit
         ├── UploadTimeoutError      upload_timeout   the request body did not come in time
         ├── OverloadedError         overloaded       too many requests wait already; try again later
-        └── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
+        ├── RequestTimeoutError     request_timeout  the answer was not ready within the service's time limit
+        ├── NotOfferedError         not_offered      the service's configuration leaves this out
+        ├── NotReadyError           not_ready        the service has not shown yet that it answers right, or has failed to
+        ├── UrlRefusedError         url_refused      the service does not fetch from this address
+        └── UrlUnreachableError     url_unreachable  there is no video to be had at this address
 
 A caller catches `RBFTError` and shows `str(error)`; machines read `error.code`.
 """
@@ -152,6 +157,10 @@ class TrainingError(RBFTError):
     code = "training"
 
 
+class NotFiniteError(TrainingError):
+    code = "not_finite"
+
+
 class CheckpointError(TrainingError):
     code = "checkpoint"
 
@@ -200,6 +209,22 @@ class OverloadedError(ServiceError):
 
 class RequestTimeoutError(ServiceError):
     code = "request_timeout"
+
+
+class NotOfferedError(ServiceError):
+    code = "not_offered"
+
+
+class NotReadyError(ServiceError):
+    code = "not_ready"
+
+
+class UrlRefusedError(ServiceError):
+    code = "url_refused"
+
+
+class UrlUnreachableError(ServiceError):
+    code = "url_unreachable"
 
 
 def _walk(root: type[RBFTError]) -> list[type[RBFTError]]:

@@ -4,10 +4,11 @@
 <run>/config.yaml                               resolved configuration
 <run>/run.json                                  versions, hashes, lineage, and which artifact is the current one of each kind
 <run>/manifest.parquet
+<run>/durations.parquet                         how long the videos say they are
 <run>/rationales/<fingerprint>/                 parts/ and attempts/ while it grows, rationales-*.parquet and COMPLETE.json at the end,
                                                 with scores.parquet, quality.json and quality.html, and reviews/ if people changed any
 <run>/train/<system>/<stage>/<fingerprint>/     checkpoints/, log.jsonl, tensorboard/, final/ (a model folder with COMPLETE.json)
-<run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json, COMPLETE.json; of an API model also
+<run>/evaluation/<system>/<fingerprint>/        predictions-*.parquet, metrics.json (calibrated.json), COMPLETE.json; of an API model also
                                                 usage.json and answers/; of the report's videos what the model writes about
                                                 them, samples/, and where it looks, attention-<fingerprint>/
 <run>/calibration/<system>/<fingerprint>/       the same for the validation videos, if evaluation.calibrate, with calibration.json
@@ -40,6 +41,10 @@ class RunLayout:
     @property
     def manifest(self) -> str:
         return f"{self.root}/manifest.parquet"
+
+    @property
+    def durations(self) -> str:
+        return f"{self.root}/durations.parquet"
 
     @property
     def report(self) -> str:

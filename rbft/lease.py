@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 RENEW_S = 10.0
 STALE_S = 45.0
 _SETTLE_S = 0.2
+_LOOK_S = 1.0
 
 
 class Lease:
@@ -47,12 +48,7 @@ class Lease:
 
     def __enter__(self) -> Self:
         storage.make_folder(self._folder)
-        holder = self._holder()
-        if holder is not None and (silence_s := _silence_s(holder)) is not None:
-            raise JobError(
-                f"{self._folder}: another job works there ({holder['command']}, process {holder['pid']} on {holder['host']}, last sign of "
-                f"life {silence_s:.0f} s ago); wait for it, or end it and submit again after {STALE_S:.0f} s"
-            )
+        refuse_if_held(self._folder)
         self._write()
         time.sleep(_SETTLE_S)
         if not self._is_mine():
@@ -87,6 +83,35 @@ class Lease:
 
     def _write(self) -> None:
         storage.write_json(self._uri, self._record | {"at": time.time()})
+
+
+def refuse_if_held(folder: str) -> None:
+    """Raise `JobError` if a live job works on `folder`.
+
+    Whether a process on another machine lives cannot be seen from here: it is waited for its next sign of life, at most `STALE_S`. So a
+    job that is submitted again right after its machine went need not be told to wait.
+    """
+    live = first = holder(folder)
+    if first is not None and first["host"] != socket.gethostname():
+        _LOG.warning("%s: a job worked there %.0f s ago on %s; seeing whether it still does", folder, first["silence_s"], first["host"])
+        while live is not None and live["at"] == first["at"]:
+            time.sleep(_LOOK_S)
+            live = holder(folder)
+    if live is not None:
+        raise JobError(
+            f"{folder}: another job works there ({live['command']}, process {live['pid']} on {live['host']}, last sign of "
+            f"life {live['silence_s']:.0f} s ago); wait for it, or end it and submit again after {STALE_S:.0f} s"
+        )
+
+
+def holder(folder: str) -> dict[str, Any] | None:
+    """What the live job that works on `folder` says of itself (`command`, `host`, `pid`), with `silence_s` since its last sign of life;
+    None if there is none."""
+    uri = f"{folder}/lease.json"
+    found = dict(storage.read_json(uri)) if storage.exists(uri) else None
+    if found is None or (silence_s := _silence_s(found)) is None:
+        return None
+    return found | {"silence_s": silence_s}
 
 
 def _silence_s(holder: dict[str, Any]) -> float | None:

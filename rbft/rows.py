@@ -61,6 +61,17 @@ def done_ids(folder: str, schema: pa.Schema, *, errors_too: bool = True) -> set[
     return set((index.ids if errors_too else index.ids_that_worked).to_pylist())
 
 
+def outcomes(folder: str, schema: pa.Schema) -> dict[str, str | None]:
+    """The ids that have a row -> the error code of the row that counts, None if it is no error."""
+    only = pa.schema([schema.field(name) for name in ("id", "error_code")], schema.metadata)
+    codes: dict[str, str | None] = {}
+    for uri in _files(folder):
+        for table in _read_groups(uri, only):
+            for id_, code in zip(table["id"].to_pylist(), table["error_code"].to_pylist(), strict=True):
+                codes[id_] = None if codes.get(id_, code) is None else code
+    return codes
+
+
 def reopen(folder: str, schema: pa.Schema) -> int:
     """Make parts again of a complete `folder` that has error rows, so that those can be done again; how many there are.
 

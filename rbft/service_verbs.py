@@ -70,6 +70,8 @@ def _classify(arguments: argparse.Namespace) -> int:
                     print(f"{path}\t{answer.label}\t{told}", flush=True)
                     if answer.rationale is not None:
                         print(textwrap.indent(answer.rationale.text, "    "), flush=True)
+                    elif (problem := answer.rationale_problem) is not None:
+                        print(f"{path}: no rationale: error[{problem.code}]: {problem.detail}", file=sys.stderr)
         finally:
             threads.shutdown(cancel_futures=True)
     return 1 if num_refused else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import tempfile
@@ -17,6 +18,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,7 +41,7 @@ def _may_pass(error: BaseException) -> bool:
     return not any(name in str(error) for name in _LASTING_AT_AWS)
 
 
-_retried = tenacity.retry(
+retried = tenacity.retry(
     retry=tenacity.retry_if_exception(_may_pass),
     wait=tenacity.wait_exponential_jitter(multiplier=0.25, max=4),
     stop=tenacity.stop_after_attempt(6),
@@ -57,10 +59,23 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
     try:
-        return fs.FileSystem.from_uri(uri)
+        parts = urlsplit(uri)
+        if parts.scheme != "s3":
+            return fs.FileSystem.from_uri(uri)
+        bucket_fs, bucket = _s3(parts.netloc, parts.query, frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
+        return bucket_fs, f"{bucket}{unquote(parts.path)}".rstrip("/")
     except (ValueError, OSError, NotImplementedError) as error:
         reason = str(error).replace(uri, shown(uri))
         raise ArtifactError(f"{shown(uri)}: no filesystem for it ({reason}); use a path, file://, s3:// or gs://") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _s3(netloc: str, query: str, _settings: frozenset[tuple[str, str]]) -> tuple[fs.FileSystem, str]:
+    """The client of one bucket, and the bucket's name. Each new one would ask for the bucket's region and for credentials, and connect.
+
+    `_settings` are those of the environment, which a client reads once.
+    """
+    return fs.FileSystem.from_uri(f"s3://{netloc}{f'?{query}' if query else ''}")
 
 
 def is_local(uri: str) -> bool:
@@ -80,7 +95,7 @@ def exists(uri: str) -> bool:
     return _file_type(where, path) != fs.FileType.NotFound
 
 
-@_retried
+@retried
 def _file_type(where: fs.FileSystem, path: str) -> Any:
     return where.get_file_info(path).type
 
@@ -88,7 +103,7 @@ def _file_type(where: fs.FileSystem, path: str) -> Any:
 def stamp(uri: str) -> tuple[int, int]:
     """Size in bytes and time of the last change in nanoseconds of the file `uri`; raises `ArtifactError` if there is none that has them."""
     where, path = filesystem(uri)
-    info = _retried(where.get_file_info)(path)
+    info = retried(where.get_file_info)(path)
     if info.type != fs.FileType.File or info.size is None or info.mtime_ns is None:
         raise ArtifactError(f"{shown(uri)}: no such file, or its storage knows no size and time of it")
     return int(info.size), int(info.mtime_ns)
@@ -109,7 +124,7 @@ def make_folder(uri: str) -> None:
 def list_files(uri: str, recursive: bool = False) -> list[fs.FileInfo]:
     """The files below the folder `uri`, sorted by path; empty if there is no such folder."""
     where, path = filesystem(uri)
-    found = _retried(where.get_file_info)(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    found = retried(where.get_file_info)(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
     return sorted((info for info in found if info.type == fs.FileType.File), key=lambda info: str(info.path))
 
 
@@ -118,13 +133,13 @@ def delete_file(uri: str) -> None:
     where, path = filesystem(uri)
     if _file_type(where, path) == fs.FileType.File:
         with contextlib.suppress(FileNotFoundError):
-            _retried(where.delete_file)(path)
+            retried(where.delete_file)(path)
 
 
 def delete_folder(uri: str) -> None:
     where, path = filesystem(uri)
     if _file_type(where, path) == fs.FileType.Directory:
-        _retried(where.delete_dir)(path)
+        retried(where.delete_dir)(path)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -136,7 +151,7 @@ def read_bytes(uri: str) -> bytes:
         raise ArtifactError(f"{shown(uri)}: cannot be read ({error})") from None
 
 
-@_retried
+@retried
 def _read(where: fs.FileSystem, path: str) -> bytes:
     with where.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
@@ -151,7 +166,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         raise ArtifactError(f"{shown(uri)}: cannot be written ({error}); mend its permissions or make room on its disk") from None
 
 
-@_retried
+@retried
 def _write(where: fs.FileSystem, path: str, content: bytes) -> None:
     is_local = isinstance(where, fs.LocalFileSystem)
     target = f"{path}.{uuid.uuid4().hex}.tmp" if is_local else path
@@ -173,6 +188,15 @@ def read_json(uri: str) -> Any:
         raise ArtifactError(f"{shown(uri)}: not valid JSON ({error}); delete it and run again") from None
 
 
+def last_json_line(uri: str) -> dict[str, Any] | None:
+    """The last whole line of the file `uri`, each line of which is a JSON object; None if there is none. What stands after the last newline
+    is a line being written."""
+    if not exists(uri):
+        return None
+    whole = [line for line in read_bytes(uri).split(b"\n")[:-1] if line]
+    return dict(json.loads(whole[-1])) if whole else None
+
+
 def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode())
 
@@ -182,7 +206,7 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     where, path = filesystem(uri)
     try:
         # `partitioning=None`: else a folder named `a=b` on the way to the file becomes a column.
-        return _retried(pq.read_table)(path, filesystem=where, columns=columns, partitioning=None)
+        return retried(pq.read_table)(path, filesystem=where, columns=columns, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArtifactError(f"{shown(uri)}: cannot be read as Parquet ({error})") from None
 
@@ -196,7 +220,7 @@ def read_row_groups(uri: str, columns: list[str], numbers: Sequence[int] | None 
         raise ArtifactError(f"{shown(uri)}: cannot be read as Parquet ({error}); delete it and run again") from None
 
 
-@_retried
+@retried
 def _read_row_groups(where: fs.FileSystem, path: str, columns: list[str], numbers: Sequence[int] | None) -> list[pa.Table]:
     with pq.ParquetFile(path, filesystem=where) as file:
         chosen = range(file.num_row_groups) if numbers is None else numbers
@@ -213,7 +237,7 @@ def write_table(uri: str, table: pa.Table) -> None:
 def upload_folder(source: Path, uri: str) -> None:
     """Copy the local folder (or file) `source` to `uri`."""
     where, path = filesystem(uri)
-    _retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
+    retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
 
 
 @contextlib.contextmanager
@@ -224,7 +248,7 @@ def local_folder(uri: str) -> Iterator[Path]:
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="rbft-") as copy:
-        _retried(fs.copy_files)(path, copy, source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+        retried(fs.copy_files)(path, copy, source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
         yield Path(copy)
 
 
@@ -244,7 +268,7 @@ def local_copy(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rbft-") as folder:
         copy = Path(folder) / "video"
         try:
-            _retried(fs.copy_files)(path, str(copy), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+            retried(fs.copy_files)(path, str(copy), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
         except OSError as error:
             raise VideoMissingError(f"{shown(uri)}: cannot be fetched ({error})") from None
         yield copy

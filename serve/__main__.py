@@ -15,10 +15,10 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from ray_jobs.ray_runtime import require_token_authentication
 from rbft.config import RunConfig, load_config
-from rbft.errors import ConfigError, JobError, RBFTError
-from rbft.keys import read_keys
-from serve.model import ModelSource, find_model
+from rbft.errors import JobError, RBFTError
+from serve.model import ModelSource, what_to_serve
 
 
 def main() -> int:
@@ -26,10 +26,7 @@ def main() -> int:
     try:
         overrides = arguments.set + ([f"serve.port={arguments.port}"] if arguments.port is not None else [])
         config = load_config(arguments.config, overrides)
-        if config.serve.keys is not None and not read_keys(config.serve.keys):
-            raise ConfigError(f"{config.serve.keys}: holds no key, so that nobody could ask; make one with `rbft keys add`")
-        source = find_model(config, arguments.model)
-        _serve(config, source)
+        _serve(*what_to_serve(config, arguments.model))
     except RBFTError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -54,13 +51,18 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
     import ray
     from ray import serve
 
-    from serve.deployment import APPLICATION, deploy
+    from serve.deployment import APPLICATION, cpus_needed, deploy
+    from serve.proxy import PROXY_SETTING
 
     port = free_port(config.serve.host, config.serve.port)
     on_own_ray = not os.environ.get("RAY_ADDRESS")
+    if on_own_ray:
+        require_token_authentication()
     print(f"starting {config.serve.num_replicas} replica(s) of {source.name} from {source.uri}; an engine takes about a minute", flush=True)
     # A laptop with fewer cores than the configuration asks for serves too, only slower.
-    num_cpus = max(os.cpu_count() or 1, math.ceil(config.engine.num_cpus * config.serve.num_replicas)) if on_own_ray else None
+    num_cpus = max(os.cpu_count() or 1, math.ceil(cpus_needed(config))) if on_own_ray else None
+    for name, value in PROXY_SETTING.items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(
             address="local" if on_own_ray else None,  # else Ray would join whichever cluster was last started on this machine
@@ -69,6 +71,7 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
             include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=False,
+            _system_config={"worker_niceness": 0} if on_own_ray else None,  # 15 is for batch jobs, and here somebody waits
         )
         # After ray.init, which installs a handler of its own.
         signal.signal(signal.SIGTERM, _interrupt)
@@ -77,8 +80,8 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
         while True:
             signal.pause()
     finally:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
         print("stopping", flush=True)
         if ray.is_initialized():
             if on_own_ray:

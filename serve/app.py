@@ -12,17 +12,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 
 from rbft import __version__
-from rbft.api import ClassifyAnswer, FramesAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
+from rbft.api import AttentionAnswer, BatchAnswer, ClassifyAnswer, FramesAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
 from rbft.config import ServeConfig
+from rbft.errors import NotReadyError
 from rbft.keys import KeyRing
 from serve import events, examples, page
+from serve.attention import Looker
+from serve.batch import classify_many
+from serve.canary import Readiness
+from serve.description import describe_json
 from serve.envelope import Envelope
+from serve.fetching import Fetcher
 from serve.keys import KeyGate
 from serve.limits import BodyLimit
+from serve.links import MAX_CHARACTERS, Link
 from serve.presence import while_connected
 from serve.problems import UPLOAD_STATUSES, answer_with_problems, described, described_of
-from serve.service import Asker, Classifier, Service
-from serve.upload import UploadRoute
+from serve.service import Asker, Classifier, Others, Service
+from serve.upload import UploadRoute, route_of_files
 
 _TOLD_OF_LINEAGE = frozenset(
     ("run", "system", "stage", "fingerprint", "base", "videos", "answers", "seed", "epochs", "num_items", "classes")
@@ -33,6 +40,12 @@ MAX_CONTEXT_CHARACTERS = 8192
 """A long title and transcript; far below the context of the models."""
 
 Context = Annotated[str | None, Form(max_length=MAX_CONTEXT_CHARACTERS, description="text that comes with the video (title, transcript)")]
+Video = Annotated[UploadFile | None, File(description="the video file")]
+Url = Annotated[
+    str | None,
+    Form(max_length=MAX_CHARACTERS, description="instead: its address, https or in a storage, where this service fetches from it"),
+]
+VideoId = Annotated[str | None, Form(max_length=64, description="instead: that of a video classified a short while ago")]
 Threshold = Annotated[
     float | None,
     Form(gt=0, lt=1, description="with two labels: the probability of the task's second label from which on it is the answer"),
@@ -44,10 +57,20 @@ TopK = Annotated[
 
 
 def build_app(
-    classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int, *, proxy_adds_id: bool = False
+    classifier: Classifier,
+    config: ServeConfig,
+    max_classifying: int,
+    max_explaining: int,
+    *,
+    looker: Looker | None = None,
+    fetcher: Fetcher | None = None,
+    readiness: Readiness | None = None,
+    others: Others | None = None,
+    proxy_adds_id: bool = False,
 ) -> FastAPI:
-    """The service around `classifier`, which sees at most that many classifications and rationales at once. `proxy_adds_id` is as in
-    `serve.envelope.Envelope`."""
+    """The service around `classifier`, which sees at most that many classifications and rationales at once, and, where attention is
+    offered, `looker`; it is in the app's state as `service`. Where addresses are taken, `fetcher` fetches them, by default as `config`
+    says; `readiness` likewise. `others` are asked about the videos that they keep. `proxy_adds_id` is as in `serve.envelope.Envelope`."""
     summary = "Video classification with reasons on demand"
     # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
     app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
@@ -56,13 +79,19 @@ def build_app(
     app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))
     app.add_middleware(Envelope, model_version=classifier.version.fingerprint, proxy_adds_id=proxy_adds_id)
     answer_with_problems(app)
+    describe_json(app)
     # For the description alone: `KeyGate` has looked at it by then.
-    needs_key = [Security(HTTPBearer(auto_error=False, description="a key of the service, where it has keys"))]
-    app.include_router(_uploads(Service(classifier, config, max_classifying, max_explaining)), dependencies=needs_key)
+    needs_key = [] if config.keys is None else [Security(HTTPBearer(auto_error=False, description="a key of the service"))]
+    if fetcher is None and config.urls.is_on:
+        fetcher = Fetcher(config.urls, config.max_upload_bytes)
+    service = Service(classifier, config, max_classifying, max_explaining, looker, fetcher, others)
+    app.state.service = service
+    app.include_router(_uploads(service), dependencies=needs_key)
+    app.include_router(_batches(service, config.max_batch_files), dependencies=needs_key)
     samples = page.find_samples(config.samples)
-    app.include_router(_about(classifier, config, len(samples)), dependencies=needs_key)
+    app.include_router(_about(classifier, config, len(samples), looker is not None), dependencies=needs_key)
     app.include_router(page.samples(samples), dependencies=needs_key)
-    app.include_router(_health(classifier))
+    app.include_router(_health(readiness or Readiness(classifier, config.canary)))
     app.include_router(page.page())
     return app
 
@@ -73,15 +102,16 @@ def _uploads(service: Service) -> APIRouter:
     @router.post("/classify", responses=described_of(examples.CLASSIFIED, *UPLOAD_STATUSES), summary="The label of a video")
     async def classify(
         request: Request,
-        video: Annotated[UploadFile, File(description="the video file")],
+        video: Video = None,
+        url: Url = None,
         context: Context = None,
         threshold: Threshold = None,
         top_k: TopK = None,
         with_rationale: Annotated[bool, Form(description="also say why, in the same answer")] = False,
     ) -> ClassifyAnswer:
-        if threshold is not None and len(service.classifier.task.labels) != 2:
-            raise _invalid("threshold", "is for tasks with two labels, and this one has more; choose by the probabilities")
-        answer = service.classify(_asker(request), video, context, threshold=threshold, top_k=top_k, with_rationale=with_rationale)
+        _check_threshold(service, threshold)
+        asker, source = _asker(request), _video(video, url)
+        answer = service.classify(asker, source, context, threshold=threshold, top_k=top_k, with_rationale=with_rationale)
         return await while_connected(request.receive, answer)
 
     as_json_or_events = described_of(examples.EXPLAINED, *UPLOAD_STATUSES, 404)
@@ -96,18 +126,28 @@ def _uploads(service: Service) -> APIRouter:
     )
     async def rationale(
         request: Request,
-        video: Annotated[UploadFile | None, File(description="the video file")] = None,
-        video_id: Annotated[str | None, Form(max_length=64, description="instead: that of a video classified a short while ago")] = None,
+        video: Video = None,
+        url: Url = None,
+        video_id: VideoId = None,
         context: Context = None,
     ) -> RationaleAnswer | Response:
-        if (video is None) == (video_id is None):
-            raise _invalid("video", "give either the file or the video_id of one classified before")
-        asker, source = _asker(request), video or video_id or ""
+        asker, source = _asker(request), _video_or_id(video, url, video_id)
         if events.MEDIA_TYPE not in request.headers.get("accept", ""):
             return await while_connected(request.receive, service.explain(asker, source, context))
         stream = events.EventStream(lambda say: service.explain(asker, source, context, say))
         await while_connected(request.receive, stream.begin())
         return stream
+
+    @router.post(
+        "/attention",
+        responses=described_of(examples.LOOKED, *UPLOAD_STATUSES, 404),
+        summary="Where the model looks when it is about to say the label: heatmaps over the frames",
+    )
+    async def attention(
+        request: Request, video: Video = None, url: Url = None, video_id: VideoId = None, context: Context = None
+    ) -> AttentionAnswer:
+        asker, source = _asker(request), _video_or_id(video, url, video_id)
+        return await while_connected(request.receive, service.look_where(asker, source, context))
 
     @router.post(
         "/frames",
@@ -122,7 +162,29 @@ def _uploads(service: Service) -> APIRouter:
     return router
 
 
-def _about(classifier: Classifier, config: ServeConfig, num_samples: int) -> APIRouter:
+def _batches(service: Service, max_files: int) -> APIRouter:
+    router = APIRouter(prefix="/v1/classify", route_class=route_of_files(max_files))
+
+    @router.post(
+        "/batch",
+        responses=described_of(examples.BATCH, *(status for status in UPLOAD_STATUSES if status != 504)),
+        summary="The labels of many videos, each with its answer or its problem, in the order in which they are sent",
+    )
+    async def batch(
+        request: Request,
+        video: Annotated[list[UploadFile], File(description="the video files, each in a part of its own")],
+        context: Context = None,
+        threshold: Threshold = None,
+        top_k: TopK = None,
+    ) -> BatchAnswer:
+        _check_threshold(service, threshold)
+        work = classify_many(service, _asker(request), video, context, threshold=threshold, top_k=top_k)
+        return await while_connected(request.receive, work)
+
+    return router
+
+
+def _about(classifier: Classifier, config: ServeConfig, num_samples: int, has_attention: bool) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/task", responses=described_of(examples.TASK, 401), summary="Labels, prompts, where the model comes from, limits")
@@ -145,25 +207,31 @@ def _about(classifier: Classifier, config: ServeConfig, num_samples: int) -> API
                 max_frames=config.max_frames,
                 max_frame_pixels=config.max_frame_pixels,
                 max_context_characters=MAX_CONTEXT_CHARACTERS,
+                max_batch_files=config.max_batch_files,
                 request_timeout_s=config.request_timeout_s,
                 video_kept_s=config.clip_cache_s,
             ),
             num_samples=num_samples,
+            has_attention=has_attention,
+            takes_urls=config.urls.is_on,
         )
 
     return router
 
 
-def _health(classifier: Classifier) -> APIRouter:
+def _health(readiness: Readiness) -> APIRouter:
     router = APIRouter()
 
     @router.get("/healthz", summary="The process answers")
     async def healthz() -> Health:
         return Health()
 
-    @router.get("/readyz", responses=described(503), summary="The engine answers")
+    @router.get("/readyz", responses=described(503), summary="The canaries have got their labels, and the engine answers")
     async def readyz() -> Health:
-        await classifier.check_health()
+        try:
+            await readiness.check()
+        except NotReadyError:  # files and labels are for the log: anybody may ask here
+            raise NotReadyError("it has not shown that it answers right; its log says why") from None
         return Health()
 
     return router
@@ -173,6 +241,27 @@ def _asker(request: Request) -> Asker:
     """Whose request it is, from what `serve.envelope` and `serve.keys` have left in its state."""
     state = request.state
     return Asker(request_id=state.request_id, owner=state.key.sha256, began=state.began)
+
+
+def _video(video: UploadFile | None, url: str | None) -> UploadFile | Link:
+    """Whichever of the two was given."""
+    if (video is None) == (url is None):
+        raise _invalid("video", "give either the file or its url")
+    return Link(url or "") if video is None else video
+
+
+def _video_or_id(video: UploadFile | None, url: str | None, video_id: str | None) -> UploadFile | Link | str:
+    """Whichever of the three was given."""
+    if video_id is None:
+        return _video(video, url)
+    if video is not None or url is not None:
+        raise _invalid("video", "give either the file, or its url, or the video_id of one classified before")
+    return video_id
+
+
+def _check_threshold(service: Service, threshold: float | None) -> None:
+    if threshold is not None and len(service.classifier.task.labels) != 2:
+        raise _invalid("threshold", "is for tasks with two labels, and this one has more; choose by the probabilities")
 
 
 def _invalid(field: str, message: str) -> RequestValidationError:

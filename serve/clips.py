@@ -13,6 +13,14 @@ from cachetools import TTLCache
 from rbft.errors import ClipExpiredError
 from rbft.records import Clip
 
+_OF_KEEPER = "."
+"""Between the keeper's name and the rest of an id. No letter of `secrets.token_urlsafe`."""
+
+
+def keeper_of(video_id: str) -> str:
+    """The name of the cache that has given `video_id`; empty if it says none."""
+    return video_id.rpartition(_OF_KEEPER)[0]
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -28,8 +36,10 @@ class Seen:
 class ClipCache:
     """The videos of the last minutes, each for its owner alone; for one event loop. Of too many bytes, those not used for longest go."""
 
-    def __init__(self, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic, keeper: str = "") -> None:
+        """`keeper` stands in the ids, for who looks for the cache that has one."""
         self.max_age_s = max_age_s
+        self._prefix = f"{keeper}{_OF_KEEPER}" if keeper else ""
         self._max_bytes = max_bytes
         self._seen: TTLCache[tuple[str, str], Seen] = TTLCache(max_bytes, max_age_s, clock, lambda seen: seen.clip.frames_THWC.nbytes)
 
@@ -42,7 +52,7 @@ class ClipCache:
         """The id by which `owner` finds `seen` again, 144 random bits; None if it is larger than the whole cache."""
         if seen.clip.frames_THWC.nbytes > self._max_bytes:
             return None
-        video_id = secrets.token_urlsafe(18)
+        video_id = self._prefix + secrets.token_urlsafe(18)
         self._seen[owner, video_id] = seen
         # Not only when somebody asks again: what is too old must go even if nobody ever does.
         asyncio.get_running_loop().call_later(self.max_age_s + 0.01, self._seen.expire)

@@ -3,60 +3,145 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
-from ray import serve
-from ray.serve.config import BackpressureConfig
+from ray import cloudpickle, serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from rbft import storage
 from rbft.config import RunConfig
 from rbft.engines.base import Sampling
 from rbft.errors import JobError
+from serve import routing
 from serve.app import build_app
+from serve.attention_deployment import RemoteLooker, attention_application
+from serve.canary import Readiness
 from serve.classifier import VideoClassifier
 from serve.model import ModelSource, open_model
 from serve.problems import RETRY_AFTER_S
+from serve.replicas import OtherReplicas, answered, expired
+from serve.service import NUM_QUEUES, Classifier
 
 APPLICATION = "rbft"
 """What Serve calls it."""
 
-_HEALTH_ROOM = 16
-"""Requests that a replica takes beyond its own queue, so that health and task are answered while it is full."""
+_NO_ACCESS_LOG = LoggingConfig(enable_access_log=False)
+"""A request has its line from `serve.envelope`; Serve's two more, of the proxy and of the replica, say nothing else and cost CPU."""
+
+_OTHER_ROOM = 32
+"""Requests that a replica takes beyond its queues, labels and texts: what is fetched, looked at or shown, and health and task, which are
+answered while it is full."""
+
+
+OpenClassifier = Callable[[ExitStack], Classifier]
+"""Makes what answers, in a running event loop, and has the stack close what it opens."""
 
 
 class Replica:
-    """One engine and its decoders, behind the routes. Serve builds it in a running event loop and replaces it when `check_health` fails."""
+    """One classifier behind the routes. Serve builds it in a running event loop and replaces it when `check_health` fails."""
 
-    def __init__(self, config: RunConfig, source: ModelSource) -> None:
+    def __init__(self, config: RunConfig, open_classifier: OpenClassifier, attention: DeploymentHandle | None = None) -> None:
         _log_requests()
-        # Heavy, and only a replica needs them: what deploys should not load an engine.
-        from rbft.engines.vllm import VllmEngine
-        from rbft.video.limits import SourceLimits
-        from rbft.video.pool import DecodePool
-
-        self._config = config
         self._open = ExitStack()
-        folder = self._open.enter_context(storage.local_folder(source.uri))
-        model = open_model(source, folder, config)
-        limits = SourceLimits(config.serve.max_duration_s, config.serve.max_frames, config.serve.max_frame_pixels)
-        decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes, limits)
-        self._open.callback(decoders.close)
-        engine = VllmEngine(config.model.model_copy(update={"path": str(folder)}), config.engine, model.spec, seed=config.seed)
-        self._open.callback(engine.close)
-        sampling = Sampling(config.generation.max_new_tokens, config.generation.temperature, config.seed)
-        self._classifier = VideoClassifier(engine, decoders, model, sampling)
+        classifier = open_classifier(self._open)
+        self._readiness = Readiness(classifier, config.serve.canary)
+        self._others = OtherReplicas()
+        self._app = build_app(
+            classifier,
+            config.serve,
+            _max_classifying(config),
+            _max_explaining(config),
+            looker=None if attention is None else RemoteLooker(attention),
+            readiness=self._readiness,
+            others=self._others,
+            proxy_adds_id=True,
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        sizes = _max_classifying(self._config), _max_explaining(self._config)
-        return build_app(self._classifier, self._config.serve, *sizes, proxy_adds_id=True)
+        return self._app
+
+    async def ask(self, method: str, request_id: str, owner: str, arguments: tuple[Any, ...], *, replica: str) -> AsyncGenerator[Any, None]:
+        """What `replica` is asked by another (`serve.replicas`), if it is this one."""
+        if replica != self._others.own_id:
+            raise expired()
+        async for each in answered(self._app.state.service, method, request_id, owner, arguments):
+            yield each
 
     async def check_health(self) -> None:
-        await self._classifier.check_health()
+        """Serve asks once before it sends anything here, and a canary that fails then fails the start."""
+        await self._readiness.check()
 
     def __del__(self) -> None:
         if hasattr(self, "_open"):
             self._open.close()
+
+
+def open_video_classifier(config: RunConfig, source: ModelSource, stack: ExitStack) -> VideoClassifier:
+    """The model of `source` in an engine, with its decoders."""
+    # Heavy, and only a replica needs them: what deploys should not load an engine.
+    from rbft.engines.vllm import VllmEngine
+    from rbft.video.limits import SourceLimits
+    from rbft.video.pool import DecodePool
+
+    folder = stack.enter_context(storage.local_folder(source.uri))
+    model = open_model(source, folder, config)
+    limits = SourceLimits(config.serve.max_duration_s, config.serve.max_frames, config.serve.max_frame_pixels)
+    decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes, limits)
+    stack.callback(decoders.close)
+    engine = VllmEngine(config.model.model_copy(update={"path": str(folder)}), config.engine, model.spec, seed=config.seed)
+    stack.callback(engine.close)
+    sampling = Sampling(config.generation.max_new_tokens, config.generation.temperature, config.seed)
+    return VideoClassifier(engine, decoders, model, sampling)
+
+
+def video_application(config: RunConfig, source: ModelSource) -> Application:
+    """What `serve.run` and `serve deploy` take: the model of `source`, and what reads its attention where that is on."""
+    return make_application(config, partial(open_video_classifier, config, source), attention_application(config, source))
+
+
+def make_application(config: RunConfig, open_classifier: OpenClassifier, attention: Application | None = None) -> Application:
+    """The service around the classifier that `open_classifier` opens in each replica."""
+    # The replica's own queue and time limit answer with problem bodies; Serve's stand behind them.
+    room = _max_classifying(config) + _max_explaining(config) + NUM_QUEUES * config.serve.max_queued_requests + _OTHER_ROOM
+    cloudpickle.register_pickle_by_value(routing)  # proxies need it, and have no code of ours
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="classifier",
+        num_replicas=None if config.serve.max_replicas else config.serve.num_replicas,
+        autoscaling_config=_autoscaling(config),
+        ray_actor_options={"num_cpus": config.engine.num_cpus, "num_gpus": config.engine.num_gpus},
+        max_ongoing_requests=room,
+        max_queued_requests=room,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
+        request_router_config=RequestRouterConfig(
+            request_router_class=routing.ReplicaRouter, request_router_kwargs={"retry_after_s": RETRY_AFTER_S}
+        ),
+        # Serve replaces a replica after three failed checks in a row: a dead engine is gone in three seconds.
+        health_check_period_s=1,
+        health_check_timeout_s=30,
+        # What a replica that is taken away has begun, it ends.
+        graceful_shutdown_timeout_s=math.ceil(config.serve.body_timeout_s + config.serve.request_timeout_s),
+        graceful_shutdown_wait_loop_s=0.5,
+        # Of an update the new replica answers before an old one goes; one more than otherwise, whatever their number.
+        max_surge_percent=1 if config.serve.update_beside else 0,
+        # A start that fails twice fails for a reason that a third will not mend.
+        max_constructor_retry_count=2,
+        logging_config=_NO_ACCESS_LOG,
+    )
+    return deployment.bind(config, open_classifier, attention)
+
+
+def http_timeout_s(config: RunConfig) -> float:
+    """For Serve's proxy: beyond any of ours."""
+    return config.serve.body_timeout_s + config.serve.request_timeout_s + 30
 
 
 def deploy(config: RunConfig, source: ModelSource, port: int) -> None:
@@ -64,29 +149,19 @@ def deploy(config: RunConfig, source: ModelSource, port: int) -> None:
 
     Raises `JobError` with the reason if no replica starts. The host and port of a Serve that runs already stay as they are.
     """
-    # The replica's own queue and time limit answer with problem bodies; Serve's stand behind them.
-    room = _max_classifying(config) + _max_explaining(config) + 2 * config.serve.max_queued_requests + _HEALTH_ROOM
-    deployment = serve.deployment(
-        serve.ingress()(Replica),
-        name="classifier",
-        num_replicas=config.serve.num_replicas,
-        ray_actor_options={"num_cpus": config.engine.num_cpus, "num_gpus": config.engine.num_gpus},
-        max_ongoing_requests=room,
-        max_queued_requests=room,
-        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
-        # Serve replaces a replica after three failed checks in a row: a dead engine is gone in three seconds.
-        health_check_period_s=1,
-        health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=30,
-        # A start that fails twice fails for a reason that a third will not mend.
-        max_constructor_retry_count=2,
+    serve.start(
+        http_options={"host": config.serve.host, "port": port, "request_timeout_s": http_timeout_s(config)}, logging_config=_NO_ACCESS_LOG
     )
-    timeout_s = config.serve.body_timeout_s + config.serve.request_timeout_s + 30
-    serve.start(http_options={"host": config.serve.host, "port": port, "request_timeout_s": timeout_s})
     try:
-        serve.run(deployment.bind(config, source), name=APPLICATION, route_prefix="/")
+        serve.run(video_application(config, source), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise JobError(f"{source.uri}: cannot be served: {_reason(error)}; the logs are in /tmp/ray/session_latest/logs/serve") from error
+
+
+def cpus_needed(config: RunConfig) -> float:
+    """What the deployments reserve in Ray together."""
+    attention = config.serve.attention_num_cpus if config.serve.attention else 0
+    return config.engine.num_cpus * (config.serve.max_replicas or config.serve.num_replicas) + attention
 
 
 def _reason(error: RuntimeError) -> str:
@@ -105,6 +180,15 @@ def _log_requests() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         ours.addHandler(handler)
+
+
+def _autoscaling(config: RunConfig) -> AutoscalingConfig | None:
+    if config.serve.max_replicas is None:
+        return None
+    # As many requests a replica as fill its engine's steps.
+    return AutoscalingConfig(
+        min_replicas=config.serve.min_replicas, max_replicas=config.serve.max_replicas, target_ongoing_requests=config.engine.max_num_seqs
+    )
 
 
 def _max_classifying(config: RunConfig) -> int:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from rbft.api import (
+    AttentionAnswer,
+    BatchAnswer,
+    BatchItem,
     CalibrationFacts,
     ClassifyAnswer,
     Frame,
     FramesAnswer,
+    Heatmap,
     Limits,
     ModelVersion,
+    Problem,
     RationaleAnswer,
     RationaleStart,
     Sampled,
@@ -57,6 +62,18 @@ CLASSIFIED = ClassifyAnswer(
     timing_s={"receive": 0.02, "queue": 0.0, "decode": 0.31, "engine": 0.12, "total": 0.46},
 )
 
+BATCH = BatchAnswer(
+    items=(
+        BatchItem(status=200, answer=CLASSIFIED),
+        BatchItem(
+            status=422,
+            problem=Problem(title="Unprocessable Entity", status=422, detail="the upload: its end is missing", code="video_decode"),
+        ),
+    ),
+    request_id="5d02b6a1c93f4e11",
+    timing_s={"receive": 0.05, "total": 0.49},
+)
+
 _JPEG = "data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAAAQABAAD/…"
 
 SHOWN = FramesAnswer(
@@ -64,6 +81,16 @@ SHOWN = FramesAnswer(
     request_id="c07f5a1e93d84b62",
     video_id="mX3l0kQ2n8sT5vB9wZ1cR4yH",
     timing_s={"receive": 0.0, "queue": 0.0, "encode": 0.01, "total": 0.01},
+)
+
+LOOKED = AttentionAnswer(
+    heatmaps=tuple(Heatmap(time_s=time_s, uri=_JPEG, width=280, height=240, share=share) for time_s, share in ((0.0, 0.41), (1.0, 0.59))),
+    video_share=0.23,
+    request_id="7ad83b1c0f5942e6",
+    video_id="mX3l0kQ2n8sT5vB9wZ1cR4yH",
+    model=_MODEL,
+    video=VideoFacts(num_frames=2, fps=1.0, duration_s=2.0),
+    timing_s={"receive": 0.0, "queue": 0.0, "attention": 0.35, "total": 0.35},
 )
 
 _EVENTS = [
@@ -91,8 +118,10 @@ TASK = TaskAnswer(
         max_frames=36_000,
         max_frame_pixels=9_437_184,
         max_context_characters=8192,
+        max_batch_files=32,
         request_timeout_s=120.0,
         video_kept_s=300.0,
     ),
     num_samples=3,
+    has_attention=True,
 )

@@ -11,15 +11,20 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rbft.errors import OverloadedError, RequestError, UploadTooLargeError
+from rbft.errors import OverloadedError, UploadTooLargeError
 from serve.problems import problem
+from serve.upload import JSON, media_type
 
 _CLOSE = {"Connection": "close"}
 """With an answer to a body that was not read to its end: what still comes is no next request."""
 
 
+MAX_JSON_BYTES = 256 << 10
+"""More than the longest fields with every character escaped. It is held and read at once."""
+
+
 class BodyLimit:
-    """ASGI middleware: POST bodies are multipart, at most `max_bytes` long, whatever their headers say, and there within `timeout_s`.
+    """ASGI middleware: POST bodies are at most `max_bytes` long (JSON less), whatever their headers say, and there within `timeout_s`.
 
     Starlette's own RequestBodyLimitMiddleware does the counting too, but answers in plain text.
     """
@@ -28,7 +33,6 @@ class BodyLimit:
         self.app = app
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
-        self._too_large = f"the request body is larger than {max_bytes} bytes; send a shorter or smaller video"
         self._too_slow = f"the request body was not there within {timeout_s:g} s; send a smaller video, or over a better connection"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,17 +40,14 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-            detail = "send multipart/form-data with the file in the field `video`, e.g. curl -F video=@clip.mp4"
-            await problem(415, RequestError.code, detail)(scope, receive, send)
-            return
+        max_bytes = min(MAX_JSON_BYTES, self.max_bytes) if media_type(headers) == JSON else self.max_bytes
         declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self.max_bytes:
-            await problem(413, UploadTooLargeError.code, self._too_large, _CLOSE)(scope, receive, send)
+        if declared.isdecimal() and int(declared[:20]) > max_bytes:  # Python reads no number of 5000 digits
+            await problem(413, UploadTooLargeError.code, _too_large(max_bytes), _CLOSE)(scope, receive, send)
             return
-        await self.app(scope, self._counted(receive), send)
+        await self.app(scope, self._counted(receive, max_bytes), send)
 
-    def _counted(self, receive: Receive) -> Receive:
+    def _counted(self, receive: Receive, max_bytes: int) -> Receive:
         num_bytes, is_whole = 0, False
         deadline = asyncio.get_running_loop().time() + self.timeout_s
 
@@ -61,12 +62,16 @@ class BodyLimit:
             except TimeoutError:
                 raise HTTPException(408, self._too_slow, _CLOSE) from None
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self.max_bytes:
-                raise HTTPException(413, self._too_large, _CLOSE)
+            if num_bytes > max_bytes:
+                raise HTTPException(413, _too_large(max_bytes), _CLOSE)
             is_whole = not message.get("more_body", False)
             return message
 
         return receive_counted
+
+
+def _too_large(max_bytes: int) -> str:
+    return f"the request body is larger than {max_bytes} bytes; send a shorter or smaller video"
 
 
 class Queue:

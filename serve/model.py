@@ -9,8 +9,9 @@ from typing import Any
 from rbft import artifacts, storage
 from rbft.api import ModelVersion
 from rbft.config import RunConfig
-from rbft.errors import ArtifactError, ModelError
+from rbft.errors import ArtifactError, ConfigError, ModelError
 from rbft.evaluation.calibration import Calibration, read_calibration
+from rbft.keys import read_keys
 from rbft.layout import RunLayout
 from rbft.model_folder import require_model_folder
 from rbft.models.load import TASK_CARD, read_card, read_card_calibration
@@ -69,6 +70,19 @@ def find_model(config: RunConfig, folder: str | None = None) -> ModelSource:
             read_card(path)
         return replace(source, uri=str(path))  # absolute: a replica may run elsewhere
     return source
+
+
+def what_to_serve(config: RunConfig, folder: str | None) -> tuple[RunConfig, ModelSource]:
+    """The model in `folder`, by default the run's own, and the configuration to serve it with.
+
+    Raises what `find_model` does, and `ConfigError` if the file that `serve.keys` names holds no key.
+    """
+    if config.serve.keys is not None and not read_keys(config.serve.keys):
+        raise ConfigError(f"{config.serve.keys}: holds no key, so that nobody could ask; make one with `rbft keys add`")
+    source = find_model(config, folder)
+    if folder is not None:  # a canary's label is that of the run's model
+        config = config.model_copy(update={"serve": config.serve.model_copy(update={"canary": ()})})
+    return config, source
 
 
 def open_model(source: ModelSource, folder: Path, config: RunConfig) -> ServedModel:

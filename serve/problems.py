@@ -35,6 +35,10 @@ _STATUS: dict[type[errors.RBFTError], HTTPStatus] = {
     errors.UploadTimeoutError: HTTPStatus.REQUEST_TIMEOUT,
     errors.OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RequestTimeoutError: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.NotOfferedError: HTTPStatus.NOT_FOUND,
+    errors.NotReadyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.UrlRefusedError: HTTPStatus.FORBIDDEN,
+    errors.UrlUnreachableError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
 
 
@@ -79,17 +83,18 @@ def answer_with_problems(app: FastAPI) -> None:
     app.add_exception_handler(ClientGoneError, _on_client_gone)
 
 
-UPLOAD_STATUSES = (400, 401, 408, 413, 415, 422, 503, 504)
+UPLOAD_STATUSES = (400, 401, 403, 408, 413, 415, 422, 503, 504)
 """What an upload may be refused with."""
 
 _CAUSES = {
     400: "not a well-formed request",
     401: "no key of the service came with the request",
-    404: "no video of this id is kept for this key, or not any more",
+    403: "no address that this service fetches from; without keys, another machine or another site's page",
+    404: "no video of this id is kept for this key, or not any more; or the service does not offer this",
     408: "the body did not come in time",
     413: "the body is too large",
-    415: "not multipart/form-data, or a video format that is not decoded",
-    422: "a field is missing or wrong, or the video cannot be used: broken, empty, too long, frames too large or too many",
+    415: "neither multipart/form-data nor JSON, or a video format that is not decoded",
+    422: "a field is missing or wrong, or the video cannot be had or used: broken, empty, too long, frames too large or too many",
     503: "overloaded or restarting; try again after `Retry-After` seconds",
     504: "the answer was not ready in time",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from fastapi import UploadFile
 
 from rbft.api import (
+    AttentionAnswer,
     CalibrationFacts,
     ClassifyAnswer,
     Frame,
@@ -27,20 +28,35 @@ from rbft.api import (
     VideoFacts,
 )
 from rbft.config import ServeConfig
-from rbft.errors import EngineError, RequestTimeoutError
+from rbft.errors import EngineError, NotOfferedError, RBFTError, RequestTimeoutError, UrlRefusedError
 from rbft.evaluation.figures import frame_images
 from rbft.records import Clip, VideoSpec
 from rbft.task import Task
-from serve.clips import ClipCache, Seen
+from serve.attention import MAX_SHOWN_HEIGHT, Looker
+from serve.clips import ClipCache, Seen, keeper_of
 from serve.events import Said
+from serve.fetching import Fetcher
 from serve.limits import Queue
+from serve.links import Link
+from serve.problems import problem_of
 from serve.upload import received
-
-_MAX_SHOWN_HEIGHT = 240
-"""Pixels of a frame that is shown to a person: 128 such frames are some 2 MB."""
 
 _MAX_SHOWING = 2
 """Videos whose frames are made into pictures at once: a tenth of a second of a core at most, each, beside the engine."""
+
+_MAX_LOOKING = 2
+"""Videos whose attention is read at once: while one is in the model, another is being decoded. More would only take decoders from those
+that are to be classified."""
+
+
+_MAX_FETCHING = 8
+"""Videos that are fetched at once. It is done before their turn, so that a host that takes its time keeps no place of others."""
+
+NUM_QUEUES = 5
+"""Of a `Service`, each with room for `max_queued_requests`: a full one must not keep requests out of the others."""
+
+Video = UploadFile | Link
+"""How a video comes in, if not by the id of one that is known."""
 
 
 class Classifier(Protocol):
@@ -78,6 +94,19 @@ class Classifier(Protocol):
     async def check_health(self) -> None: ...
 
 
+class Others(Protocol):
+    """The other replicas of a service."""
+
+    @property
+    def own_id(self) -> str:
+        """By which the others know this one: letters and digits."""
+        ...
+
+    async def ask(self, replica: str, method: str, asker: Asker, arguments: tuple[Any, ...], say: Callable[[Said], None]) -> Any:
+        """What that method of that replica's `Service` gives, and raises; `ClipExpiredError` if the replica is gone."""
+        ...
+
+
 @dataclass
 class Asker:
     """Whose request this is, and what it has cost so far."""
@@ -112,32 +141,60 @@ def _likeliest(answer: ClassifyAnswer, top_k: int | None) -> dict[str, float]:
 
 
 class Service:
-    """Answers requests with `classifier`: at most `max_classifying` classifications and `max_explaining` rationales at once."""
+    """Answers requests with `classifier`: at most `max_classifying` classifications and `max_explaining` rationales at once. Without a
+    `looker` nobody is told where the model looks, without a `fetcher` no address is taken."""
 
-    def __init__(self, classifier: Classifier, config: ServeConfig, max_classifying: int, max_explaining: int) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        config: ServeConfig,
+        max_classifying: int,
+        max_explaining: int,
+        looker: Looker | None = None,
+        fetcher: Fetcher | None = None,
+        others: Others | None = None,
+    ) -> None:
         self.classifier = classifier
-        self._timeout_s = config.request_timeout_s
-        self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s)
+        self._looker = looker
+        self._fetcher = fetcher
+        self._others = others
+        self.timeout_s = config.request_timeout_s
+        self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s, keeper=others.own_id if others else "")
         # A queue each: rationales take seconds, and those that wait must not stand before a classification.
         self._classifying = Queue(max_classifying, config.max_queued_requests)
         self._explaining = Queue(max_explaining, config.max_queued_requests)
         self._showing = Queue(_MAX_SHOWING, config.max_queued_requests)
+        self._looking = Queue(_MAX_LOOKING, config.max_queued_requests)
+        self._fetching = Queue(_MAX_FETCHING, config.max_queued_requests)
 
     async def classify(
-        self, asker: Asker, upload: UploadFile, context: str | None, *, threshold: float | None, top_k: int | None, with_rationale: bool
+        self,
+        asker: Asker,
+        video: Video,
+        context: str | None,
+        *,
+        threshold: float | None,
+        top_k: int | None,
+        with_rationale: bool,
+        until: float | None = None,
     ) -> ClassifyAnswer:
-        """The answer about `upload`. Raises what `Classifier` does, `OverloadedError` and `RequestTimeoutError`."""
-        async with _deadline(self._timeout_s):
-            async with self._turn(self._classifying, asker):
-                clip = await self._look(asker, upload)
-                async with asker.phase("engine"):
-                    answer = await self.classifier.classify(clip, context, threshold)
-            seen = Seen(clip, context, answer.label)
-            video_id = self._clips.put(asker.owner, seen)
-            rationale = None
-            if with_rationale:
-                async with asker.phase("rationale"), self._explaining.turn():
+        """The answer about `video`. Raises what `Classifier` does, `OverloadedError` and `RequestTimeoutError`; for an address also what
+        `Fetcher.fetched` does. A rationale that fails costs the answer nothing, and is told of in it. `until`, by
+        the event loop's clock, is another deadline than that of a request."""
+        until = until or asyncio.get_running_loop().time() + self.timeout_s
+        async with self._deadline(until), self._at_hand(asker, video) as file, self._turn(self._classifying, asker):
+            clip = await self._look(asker, file)
+            async with asker.phase("engine"):
+                answer = await self.classifier.classify(clip, context, threshold)
+        seen = Seen(clip, context, answer.label)
+        video_id = self._clips.put(asker.owner, seen)
+        rationale = failed = None
+        if with_rationale:
+            try:
+                async with self._deadline(until), asker.phase("rationale"), self._explaining.turn():
                     rationale = await self._explained(asker, seen, video_id, lambda _: None)
+            except RBFTError as error:
+                failed = problem_of(error)
         return answer.model_copy(
             update={
                 "probabilities": _likeliest(answer, top_k),
@@ -145,37 +202,55 @@ class Service:
                 "video_id": video_id,
                 "video_expires_s": self._clips.max_age_s if video_id else None,
                 "rationale": rationale,
+                "rationale_problem": failed,
                 "timing_s": asker.timing(),
             }
         )
 
     async def explain(
-        self, asker: Asker, video: UploadFile | str, context: str | None, say: Callable[[Said], None] = lambda _: None
+        self, asker: Asker, video: Video | str, context: str | None, say: Callable[[Said], None] = lambda _: None
     ) -> RationaleAnswer:
-        """The rationale about an upload or the video of an id; `say` is told the text while it is written.
+        """The rationale about a video or that of an id; `say` is told the text while it is written.
 
         An id brings the context that came with its video unless `context` is another. Raises as `classify` does, and `ClipExpiredError`.
         """
-        async with _deadline(self._timeout_s):
-            # Before it waits: an id that is known now stays good.
-            known = self._clips.get(asker.owner, video) if isinstance(video, str) else None
-            async with self._turn(self._explaining, asker):
-                if isinstance(video, str):
-                    assert known is not None
-                    seen, video_id = (known if context is None else replace(known, context=context)), video
-                else:
-                    seen = Seen(await self._look(asker, video), context)
-                    video_id = self._clips.put(asker.owner, seen) or ""
-                async with asker.phase("engine"):
-                    answer = await self._explained(asker, seen, video_id or None, say)
+        async with self._deadline():
+            if isinstance(video, str) and (replica := self._elsewhere(video)):
+                answered: RationaleAnswer = await self._ask(replica, "explain", asker, (video, context), say)
+                return answered
+            async with self._seen(self._explaining, asker, video, context) as (seen, video_id), asker.phase("engine"):
+                answer = await self._explained(asker, seen, video_id, say)
         return answer.model_copy(update={"timing_s": asker.timing()})
+
+    async def look_where(self, asker: Asker, video: Video | str, context: str | None) -> AttentionAnswer:
+        """Where the model looks on a video or that of an id; raises as `explain` does, and `NotOfferedError`."""
+        if self._looker is None:
+            raise NotOfferedError("this service does not read attention; start it with serve.attention: true")
+        async with self._deadline():
+            if isinstance(video, str) and (replica := self._elsewhere(video)):
+                answered: AttentionAnswer = await self._ask(replica, "look_where", asker, (video, context))
+                return answered
+            async with self._seen(self._looking, asker, video, context) as (seen, video_id), asker.phase("attention"):
+                looks = await self._looker.look(seen.clip, seen.context)
+        return AttentionAnswer(
+            heatmaps=looks.heatmaps,
+            video_share=looks.video_share,
+            request_id=asker.request_id,
+            video_id=video_id,
+            model=self.classifier.version,
+            video=facts(seen.clip),
+            timing_s=asker.timing(),
+        )
 
     async def show(self, asker: Asker, video_id: str) -> FramesAnswer:
         """The frames that the model saw of the video of that id. Raises `ClipExpiredError`, `OverloadedError` and `RequestTimeoutError`."""
-        async with _deadline(self._timeout_s):
+        async with self._deadline():
+            if replica := self._elsewhere(video_id):
+                shown: FramesAnswer = await self._ask(replica, "show", asker, (video_id,))
+                return shown
             clip = self._clips.get(asker.owner, video_id).clip
             async with self._turn(self._showing, asker), asker.phase("encode"):
-                images = await asyncio.to_thread(frame_images, clip, max_frames=clip.num_frames, max_height=_MAX_SHOWN_HEIGHT)
+                images = await asyncio.to_thread(frame_images, clip, max_frames=clip.num_frames, max_height=MAX_SHOWN_HEIGHT)
         return FramesAnswer(
             frames=tuple(Frame(time_s=image.timestamp_s, uri=image.uri, width=image.width, height=image.height) for image in images),
             request_id=asker.request_id,
@@ -197,9 +272,58 @@ class Service:
                 say(TextPiece(text=piece))
         raise EngineError("the engine ended without an answer")
 
-    async def _look(self, asker: Asker, upload: UploadFile) -> Clip:
-        async with asker.phase("decode"), received(upload) as path:
+    def _elsewhere(self, video_id: str) -> str | None:
+        """The other replica that has given that id; None if it was this one, or nobody says."""
+        keeper = keeper_of(video_id)
+        return None if self._others is None or keeper in ("", self._others.own_id) else keeper
+
+    async def _ask(
+        self, replica: str, method: str, asker: Asker, arguments: tuple[Any, ...], say: Callable[[Said], None] = lambda _: None
+    ) -> Any:
+        """The answer of another replica, which has kept the video and whose engine has read it; with the time it took from here."""
+        assert self._others is not None
+        answer = await self._others.ask(replica, method, asker, arguments, say)
+        return answer.model_copy(update={"timing_s": answer.timing_s | asker.timing()})
+
+    @asynccontextmanager
+    async def _seen(self, queue: Queue, asker: Asker, video: Video | str, context: str | None) -> AsyncIterator[tuple[Seen, str | None]]:
+        """A turn in `queue` with a video, decoded and kept, or that of an id; and its id, if it is kept."""
+        if isinstance(video, str):
+            known = self._clips.get(asker.owner, video)  # before it waits: an id that is known now stays good
+            async with self._turn(queue, asker):
+                yield (known if context is None else replace(known, context=context)), video
+        else:
+            async with self._at_hand(asker, video) as file, self._turn(queue, asker):
+                seen = Seen(await self._look(asker, file), context)
+                yield seen, self._clips.put(asker.owner, seen)
+
+    @asynccontextmanager
+    async def _at_hand(self, asker: Asker, video: Video) -> AsyncIterator[UploadFile | Path]:
+        """The video on this machine: an upload as it is, what is elsewhere fetched."""
+        if not isinstance(video, Link):
+            yield video
+            return
+        if self._fetcher is None:
+            raise UrlRefusedError("this service fetches no videos; send the file, or start it with serve.urls")
+        async with AsyncExitStack() as files:
+            async with self._fetching.turn(), asker.phase("fetch"):
+                path = await files.enter_async_context(self._fetcher.fetched(video))
+            yield path
+
+    async def _look(self, asker: Asker, file: UploadFile | Path) -> Clip:
+        async with asker.phase("decode"), nullcontext(file) if isinstance(file, Path) else received(file) as path:
             return await self.classifier.look(path)
+
+    @asynccontextmanager
+    async def _deadline(self, until: float | None = None) -> AsyncIterator[None]:
+        deadline = asyncio.timeout(self.timeout_s) if until is None else asyncio.timeout_at(until)
+        try:
+            async with deadline:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise RequestTimeoutError(f"no answer within {self.timeout_s:g} s; send a shorter video or try again later") from None
 
     @asynccontextmanager
     async def _turn(self, queue: Queue, asker: Asker) -> AsyncIterator[None]:
@@ -211,15 +335,3 @@ class Service:
 def facts(clip: Clip) -> VideoFacts:
     """What the model sees of a video."""
     return VideoFacts(num_frames=clip.num_frames, fps=clip.fps, duration_s=clip.source_duration_s)
-
-
-@asynccontextmanager
-async def _deadline(timeout_s: float) -> AsyncIterator[None]:
-    deadline = asyncio.timeout(timeout_s)
-    try:
-        async with deadline:
-            yield
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise RequestTimeoutError(f"no answer within {timeout_s:g} s; send a shorter video or try again later") from None

@@ -18,7 +18,10 @@ from rbft import cli
 from rbft.data.manifest import read_manifest
 from rbft.errors import LeakError
 
-OWN_VERBS = ("init", "validate", "import", "plan", "review", "compare", "predictions", "export", "convert", "classify", "keys", "doctor")
+OWN_VERBS = (
+    *("init", "validate", "import", "plan", "status", "review", "compare", "predictions", "export", "convert"),
+    *("classify", "keys", "doctor"),
+)
 
 
 @pytest.fixture

@@ -120,6 +120,8 @@ def test_an_unknown_key_is_refused_with_its_path_and_what_was_meant(run_file: Pa
         ("data.fractions={train: 0.8, test: 0.3}", "add up to 1"),
         ("data.fractions={training: 0.8, test: 0.2}", "fractions must be of"),
         ("engine.tensor_parallel_size=2", "set num_gpus to 2"),
+        ("engine.resources={spot: 1, GPU: 1}", "engine.resources: must not hold GPU; num_cpus and num_gpus say that"),
+        ("training.resources={on_demand: 0}", "training.resources.on_demand"),
         ("generation.max_new_tokens=40000", "leaves no room for a video"),
         ("model.attention=eager", "set training.batching to padded, or model.attention to sdpa"),
         ("evaluation.systems=[rb-ft, rb-ft]", "systems must be distinct"),
@@ -421,10 +423,7 @@ def test_the_papers_api_models_are_known(run_file: Path, name: str) -> None:
         ("[gpt-4o, {name: gpt-4o, max_frames: 8}]", "must have distinct names; 'gpt-4o' stands twice"),
         ("[{name: gpt-4o, price_per_million_input_tokens: 1}]", "give both prices"),
         ("[{name: gpt-4o, extra_body: {logprobs: true}}]", "set top_logprobs"),
-        (
-            "[{name: gpt-4o, api_key: sk-123}]",
-            "unknown key evaluation.api_models.0.api_key; did you mean evaluation.api_models.0.api_key_env",
-        ),
+        ("[{name: gpt-4o, api_key: sk-123}]", "evaluation.api_models.0.api_key looks like a secret"),
         ("[{name: mine, url: http://a/v1}]", "evaluation.api_models.0.model is missing"),
     ],
 )

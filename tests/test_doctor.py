@@ -15,6 +15,9 @@ import pytest
 from rbft import doctor
 from rbft.config import VideoClassifierConfig
 from rbft.doctor import Check
+from rbft.doctor.cluster import check_ray
+from rbft.doctor.libraries import check_decoders, probe
+from rbft.doctor.machine import GIB, check_compiler, check_memory, check_run_folder, check_shared_memory
 
 # Ray's own middleware and whitelist (ray/dashboard/http_server_head.py) around the two answers the doctor reads; no cluster behind it.
 DASHBOARD = """
@@ -87,24 +90,24 @@ def write_token(home: Path, token: str) -> None:
 def test_a_cluster_that_takes_our_token_is_ok(locked: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_token(home, "the-cluster-token-0123456789")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    check = doctor.check_ray(locked)
+    check = check_ray(locked)
     assert check == Check("ray", "ok", f"{locked}: Ray {metadata.version('ray')}, takes our token")
 
 
 def test_the_token_may_stand_in_the_environment(locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "the-cluster-token-0123456789")
-    assert doctor.check_ray(locked).status == "ok"
+    assert check_ray(locked).status == "ok"
 
 
 def test_a_token_that_is_there_but_not_switched_on_is_switched_on(locked: str, home: Path) -> None:
     write_token(home, "the-cluster-token-0123456789")
-    check = doctor.check_ray(locked)
+    check = check_ray(locked)
     assert (check.status, check.mend) == ("fail", "export RAY_AUTH_MODE=token")
 
 
 def test_without_a_token_it_is_said_where_to_get_one(locked: str) -> None:
-    check = doctor.check_ray(locked)
+    check = check_ray(locked)
     assert check.status == "fail"
     assert "wants a token" in check.found
     assert "from the head node" in check.mend
@@ -113,35 +116,35 @@ def test_without_a_token_it_is_said_where_to_get_one(locked: str) -> None:
 def test_the_token_of_another_cluster_is_refused(locked: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_token(home, "another-token")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    check = doctor.check_ray(locked)
+    check = check_ray(locked)
     assert check.status == "fail"
     assert "refuses our token" in check.found
     assert "another-token" not in doctor.format_checks([check])
 
 
 def test_a_cluster_open_to_everyone_is_warned_of(unlocked: str) -> None:
-    check = doctor.check_ray(unlocked)
+    check = check_ray(unlocked)
     assert check.status == "warn"
     assert "without token authentication" in check.found
 
 
 def test_a_token_that_is_wanted_and_missing_fails_without_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert doctor.check_ray(None).status == "fail"
+    assert check_ray(None).status == "fail"
     monkeypatch.delenv("RAY_AUTH_MODE")
-    assert doctor.check_ray(None).status == "ok"
+    assert check_ray(None).status == "ok"
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "127.0.0.1:9", "ray://127.0.0.1:9", "http://", "nonsense", "http://127.0.0.1:x"])
 def test_an_address_where_nothing_answers_fails_with_what_to_do(address: str) -> None:
-    check = doctor.check_ray(address)
+    check = check_ray(address)
     assert check.status == "fail"
     assert address in check.found
     assert check.mend
 
 
 def test_an_address_that_speaks_no_http_is_only_tried_for_its_port(locked: str) -> None:
-    check = doctor.check_ray(locked.removeprefix("http://"))
+    check = check_ray(locked.removeprefix("http://"))
     assert check.status == "ok"
     assert "cannot be seen" in check.found
 
@@ -157,6 +160,7 @@ def test_this_environment_is_well(tmp_path: Path) -> None:
         "packages",
         "PyAV",
         "decord",
+        "decoders",
         "torch",
         "GPUs",
         "transformers",
@@ -167,21 +171,30 @@ def test_this_environment_is_well(tmp_path: Path) -> None:
 
 
 def test_a_library_that_breaks_its_process_is_a_failed_check_not_the_doctors_end() -> None:
-    assert doctor._probe("import os; os.kill(os.getpid(), 11)") == (None, "its process was ended by signal 11")
-    assert doctor._probe("import no_such_library") == (None, "ModuleNotFoundError: No module named 'no_such_library'")
+    assert probe("import os; os.kill(os.getpid(), 11)") == (None, "its process was ended by signal 11")
+    assert probe("import no_such_library") == (None, "ModuleNotFoundError: No module named 'no_such_library'")
+
+
+def test_what_a_taken_over_decoder_could_do_is_what_a_confined_process_says() -> None:
+    check = check_decoders()
+    reasons, _ = probe(
+        "import json; from rbft.video.confine import forbid_calls; from rbft.video.landlock import forbid_changes; "
+        "print(json.dumps([forbid_changes(), forbid_calls()]))"
+    )
+    assert (check.status == "ok") == (reasons == [None, None]) and all(reason in check.found for reason in reasons if reason)
 
 
 def test_a_run_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert doctor.check_run_folder("/proc/runs").status == "fail"
-    assert doctor.check_run_folder(str(tmp_path / "file" / "runs")).status == "fail"
-    assert doctor.check_run_folder("s3://bucket/runs").status == "ok"
+    assert check_run_folder("/proc/runs").status == "fail"
+    assert check_run_folder(str(tmp_path / "file" / "runs")).status == "fail"
+    assert check_run_folder("s3://bucket/runs").status == "ok"
 
 
 def test_little_disk_memory_or_shared_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(total=100 * doctor.GIB, free=doctor.GIB))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(total=8 * doctor.GIB, available=4 * doctor.GIB))
-    assert [doctor.check_run_folder(str(tmp_path)).status, doctor.check_shared_memory().status, doctor.check_memory().status] == [
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(total=100 * GIB, free=GIB))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(total=8 * GIB, available=4 * GIB))
+    assert [check_run_folder(str(tmp_path)).status, check_shared_memory().status, check_memory().status] == [
         "fail",
         "warn",
         "warn",
@@ -190,7 +203,7 @@ def test_little_disk_memory_or_shared_memory_is_told(tmp_path: Path, monkeypatch
 
 def test_a_missing_compiler_is_told_with_the_package_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    check = doctor.check_compiler()
+    check = check_compiler()
     assert check.status == "fail"
     assert check.found == "missing: g++"  # ninja is beside the interpreter
     assert "apt install g++" in check.mend

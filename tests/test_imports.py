@@ -15,15 +15,15 @@ HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")
 
 # docs/architecture.md, "Imports point one way": a part imports parts of its own layer or of those before it.
 LAYERS = (
-    ("api", "errors", "records", "seeds"),
+    ("api", "errors", "log_fields", "records", "seeds"),
     ("systems", "task"),
     ("config",),
-    ("artifacts", "keys", "layout", "pages", "cores", "storage", "model_folder"),
+    ("artifacts", "keys", "layout", "pages", "cores", "storage", "parent", "model_folder", "model_store"),
     ("attempts", "lease", "rows", "video"),
     ("data", "models"),
     ("engines",),
     ("rationales", "training", "evaluation", "baselines"),
-    ("client", "doctor", "plan", "review", "service_verbs", "starter", "importing", "cli"),
+    ("client", "doctor", "plan", "run_status", "review", "service_verbs", "starter", "importing", "cli"),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -53,16 +54,32 @@ def test_a_job_that_was_killed_locks_nobody_out(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "lease.json").read_text())["command"] == "next"
 
 
-@pytest.mark.parametrize(("silence_s", "is_refused"), [(1.0, True), (STALE_S + 1, False)])
-def test_a_job_on_another_machine_counts_as_long_as_it_gives_signs_of_life(tmp_path: Path, silence_s: float, is_refused: bool) -> None:
+def from_elsewhere(folder: Path, silence_s: float) -> None:
+    """The lease of a job on another machine."""
     record = {"id": "x", "host": "elsewhere", "pid": 1, "started": 0.0, "command": "rbft pipeline", "at": time.time() - silence_s}
-    (tmp_path / "lease.json").write_text(json.dumps(record))
-    if is_refused:
-        with pytest.raises(JobError, match="elsewhere"), Lease(str(tmp_path), "next"):
-            pass
-    else:
-        with Lease(str(tmp_path), "next"):
-            pass
+    (folder / "new").write_text(json.dumps(record))
+    (folder / "new").replace(folder / "lease.json")
+
+
+def test_a_job_on_another_machine_counts_if_it_gives_another_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_LOOK_S", 0.05)
+    from_elsewhere(tmp_path, 1.0)
+    renewing = threading.Timer(0.5, from_elsewhere, (tmp_path, 0.0))
+    renewing.start()
+    with pytest.raises(JobError, match=r"another job works there \(rbft pipeline, process 1 on elsewhere"), Lease(str(tmp_path), "next"):
+        pass
+    assert not renewing.is_alive(), "it was refused before it could be known"
+
+
+@pytest.mark.parametrize("silence_s", [1.0, STALE_S + 1])
+def test_one_that_went_with_its_machine_is_waited_for_only_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silence_s: float
+) -> None:
+    monkeypatch.setattr(lease, "_LOOK_S", 0.05)
+    from_elsewhere(tmp_path, silence_s)
+    monkeypatch.setattr(lease, "STALE_S", min(STALE_S, silence_s + 0.5))
+    with Lease(str(tmp_path), "next"):
+        assert json.loads((tmp_path / "lease.json").read_text())["command"] == "next"
 
 
 def test_another_process_with_the_pid_of_a_dead_holder_is_not_the_holder(tmp_path: Path) -> None:

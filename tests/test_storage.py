@@ -192,6 +192,17 @@ def test_what_cannot_pass_by_itself_is_said_at_once(failing: Callable[[OSError, 
     assert handler.num_looks == 1
 
 
+def test_a_bucket_has_one_client_for_all_its_files() -> None:
+    """With a region and an endpoint in the address nothing is asked of the network."""
+    here = "region=eu-west-1&endpoint_override=127.0.0.1:1&scheme=http"
+    one, path = storage.filesystem(f"s3://bucket/runs/a%20b/c.mp4?{here}")
+    assert path == "bucket/runs/a b/c.mp4" == pa.fs.FileSystem.from_uri(f"s3://bucket/runs/a%20b/c.mp4?{here}")[1]
+    assert storage.filesystem(f"s3://bucket/other/?{here}") == (one, "bucket/other") and storage.filesystem(f"s3://bucket?{here}")[0] is one
+    assert storage.filesystem(f"s3://bucket/other?{here}")[0] is one
+    assert storage.filesystem(f"s3://another/other?{here}")[0] is not one
+    assert storage.filesystem(f"s3://key:secret@bucket/other?{here}")[0] is not one
+
+
 def test_a_denial_by_s3_is_said_at_once(failing: Callable[[OSError, int], Failing]) -> None:
     handler = failing(OSError("When reading: AWS Error ACCESS_DENIED during GetObject operation: no"), 9)
     with pytest.raises(ArtifactError, match="ACCESS_DENIED"):

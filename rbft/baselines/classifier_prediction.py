@@ -12,8 +12,8 @@ import torch
 from rbft import rows
 from rbft.baselines.classifier_spec import ClassifierSpec
 from rbft.baselines.classifier_training import device_for
-from rbft.baselines.clip_feed import ClipFeed
 from rbft.baselines.video_classifier import VideoClassifier, load_trained
+from rbft.data.clip_feed import ClipFeed
 from rbft.errors import VideoError
 from rbft.evaluation.predictions import predictions_table
 from rbft.records import Example, Prediction
@@ -38,7 +38,7 @@ def predict_videos(
     num_threads = max(1, int(spec.training.num_cpus))
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(DecodePool(num_threads, spec.video.timeout_s, spec.video.memory_limit_bytes))
-        feed: ClipFeed[None] = ClipFeed(pool, classifier.encoder.video_spec(spec.video.backend), num_threads)
+        feed: ClipFeed[None, torch.Tensor] = ClipFeed(pool, classifier.encoder.video_spec(spec.video.backend), num_threads)
         stack.enter_context(contextlib.closing(feed))
         encoded = feed.stream(
             ((example, None) for example in examples), lambda clip, _: classifier.encoder.views(clip, spec.classifier.num_crops)

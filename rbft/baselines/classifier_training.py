@@ -25,8 +25,8 @@ from rbft.baselines.classifier_optimiser import build_optimiser, leave_out_unuse
 from rbft.baselines.classifier_spec import ClassifierSpec
 from rbft.baselines.clip_blending import draw_blend
 from rbft.baselines.clip_encoder import Cut
-from rbft.baselines.clip_feed import ClipFeed
 from rbft.baselines.video_classifier import VideoClassifier, classify, load_for_training, save_classifier
+from rbft.data.clip_feed import ClipFeed
 from rbft.data.samples import TrainingItem
 from rbft.errors import CheckpointError, TrainingError, TrainingStopped, VideoError
 from rbft.records import Clip
@@ -189,7 +189,7 @@ class _Training:
         num_threads = max(1, int(training.num_cpus))
         pool = stack.enter_context(DecodePool(num_threads, spec.video.timeout_s, spec.video.memory_limit_bytes))
         clips = ClipCache(training.clip_cache_folder, training.clip_cache_bytes)
-        feed: ClipFeed[int] = ClipFeed(pool, encoder.video_spec(spec.video.backend), num_threads, clips)
+        feed: ClipFeed[int, torch.Tensor] = ClipFeed(pool, encoder.video_spec(spec.video.backend), num_threads, clips)
         stack.enter_context(contextlib.closing(feed))
         shares = [worker_share(batch, self._rank, self._num_workers) for batch in batches]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -11,11 +11,11 @@ from typing import Self
 import httpx
 from tenacity import AsyncRetrying
 
-from rbft.api import ClassifyAnswer, RationaleAnswer, TaskAnswer
+from rbft.api import AttentionAnswer, BatchAnswer, ClassifyAnswer, RationaleAnswer, TaskAnswer
 from rbft.client import wire
 from rbft.client.events import EventReader
 from rbft.client.wire import Answer, Question, Said
-from rbft.errors import ClipExpiredError
+from rbft.errors import ClipExpiredError, RBFTError
 
 
 class AsyncClient:
@@ -47,6 +47,18 @@ class AsyncClient:
         """Label and probabilities of the video file `path`; the options are those of `POST /v1/classify`."""
         return await self._ask(wire.ask_label(path, context, threshold, top_k, with_rationale), ClassifyAnswer)
 
+    async def classify_many(
+        self, paths: Sequence[str | Path], context: str | None = None, *, threshold: float | None = None, top_k: int | None = None
+    ) -> list[ClassifyAnswer | RBFTError]:
+        """Of each of `paths`, in their order, its answer or the error that the service named; sent as few requests as the service's limits
+        allow. Raises what makes a whole request fail."""
+        limits = (await self.task()).limits
+        found: list[ClassifyAnswer | RBFTError] = []
+        for some in wire.batches(paths, limits):
+            answer = await self._ask(wire.ask_labels(some, context, threshold, top_k), BatchAnswer)
+            found += wire.read_items(self.url, answer, len(some))
+        return found
+
     async def rationale(
         self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
     ) -> RationaleAnswer:
@@ -77,6 +89,18 @@ class AsyncClient:
             async with aclosing(self._stream(wire.ask_why(path, None, context, streamed=True))) as stream:
                 async for said in stream:
                     yield said
+
+    async def attention(
+        self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
+    ) -> AttentionAnswer:
+        """Where the model looks on the video of an earlier answer's `video_id`, or of the file `path`; both are as in `rationale`. Raises
+        `NotOfferedError` where the service does not read attention."""
+        try:
+            return await self._ask(wire.ask_where(path, video_id, context), AttentionAnswer)
+        except ClipExpiredError:
+            if path is None:
+                raise
+            return await self._ask(wire.ask_where(path, None, context), AttentionAnswer)
 
     async def task(self) -> TaskAnswer:
         """Labels, prompts, model version and limits of the service."""

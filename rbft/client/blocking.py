@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -11,11 +11,11 @@ from typing import Self
 import httpx
 from tenacity import Retrying
 
-from rbft.api import ClassifyAnswer, RationaleAnswer, TaskAnswer
+from rbft.api import AttentionAnswer, BatchAnswer, ClassifyAnswer, RationaleAnswer, TaskAnswer
 from rbft.client import wire
 from rbft.client.events import EventReader
 from rbft.client.wire import Answer, Question, Said
-from rbft.errors import ClipExpiredError
+from rbft.errors import ClipExpiredError, RBFTError
 
 
 class Client:
@@ -47,6 +47,18 @@ class Client:
         """Label and probabilities of the video file `path`; the options are those of `POST /v1/classify`."""
         return self._ask(wire.ask_label(path, context, threshold, top_k, with_rationale), ClassifyAnswer)
 
+    def classify_many(
+        self, paths: Sequence[str | Path], context: str | None = None, *, threshold: float | None = None, top_k: int | None = None
+    ) -> list[ClassifyAnswer | RBFTError]:
+        """Of each of `paths`, in their order, its answer or the error that the service named; sent as few requests as the service's limits
+        allow. Raises what makes a whole request fail."""
+        limits = (self.task()).limits
+        found: list[ClassifyAnswer | RBFTError] = []
+        for some in wire.batches(paths, limits):
+            answer = self._ask(wire.ask_labels(some, context, threshold, top_k), BatchAnswer)
+            found += wire.read_items(self.url, answer, len(some))
+        return found
+
     def rationale(self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None) -> RationaleAnswer:
         """What the model sees in the video of an earlier answer's `video_id`, or in the file `path`.
 
@@ -73,6 +85,16 @@ class Client:
             if path is None or has_begun:
                 raise
             yield from self._stream(wire.ask_why(path, None, context, streamed=True))
+
+    def attention(self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None) -> AttentionAnswer:
+        """Where the model looks on the video of an earlier answer's `video_id`, or of the file `path`; both are as in `rationale`. Raises
+        `NotOfferedError` where the service does not read attention."""
+        try:
+            return self._ask(wire.ask_where(path, video_id, context), AttentionAnswer)
+        except ClipExpiredError:
+            if path is None:
+                raise
+            return self._ask(wire.ask_where(path, None, context), AttentionAnswer)
 
     def task(self) -> TaskAnswer:
         """Labels, prompts, model version and limits of the service."""

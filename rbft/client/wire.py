@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import RetryCallState, retry_if_exception_type, stop_after_attempt
 
-from rbft.api import Problem, RationaleAnswer, RationaleStart, TextPiece
+from rbft.api import BatchAnswer, ClassifyAnswer, Limits, Problem, RationaleAnswer, RationaleStart, TextPiece
 from rbft.errors import RBFTError, RequestError, ServiceError, VideoMissingError, error_from_code
 
 KEY_ENV = "RBFT_KEY"
@@ -25,6 +25,8 @@ DEFAULT_TIMEOUT_S = 150.0
 DEFAULT_RETRIES = 4
 _LONGEST_WAIT_S = 60.0
 _FIRST_WAIT_S = 0.5
+_PART_BYTES, _FIELD_BYTES = 1_000, 65_536
+"""More than what multipart puts around a file, and than all other fields."""
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Said = RationaleStart | TextPiece | RationaleAnswer
@@ -38,41 +40,79 @@ class Question:
 
     method: str
     route: str
-    path: str | Path | None = None
-    """Of the video to upload."""
+    paths: tuple[str | Path, ...] = ()
+    """Of the videos to upload."""
     fields: tuple[tuple[str, str], ...] = ()
     accept: str = "application/json"
 
     @contextmanager
     def sendable(self) -> Iterator[dict[str, Any]]:
-        """Arguments of httpx's `build_request`; the file is open for as long as the context lasts. Raises `VideoMissingError`."""
+        """Arguments of httpx's `build_request`; the files are open for as long as the context lasts. Raises `VideoMissingError`."""
         arguments: dict[str, Any] = {"method": self.method, "url": self.route, "headers": {"Accept": self.accept}}
         # A part without a name is a field. Multipart in any case, which is what the service takes.
         parts: list[tuple[str, Any]] = [(name, (None, value.encode())) for name, value in self.fields]
-        if self.path is None:
+        with ExitStack() as files:
+            for path in self.paths:
+                try:
+                    file = files.enter_context(open(path, "rb"))  # its errors are told apart from those of sending
+                except OSError as error:
+                    raise _missing(path, error) from None
+                # The service never looks at the file's name, so it does not learn it.
+                parts.append(("video", ("video", file)))
             yield arguments | ({"files": parts} if parts else {})
-            return
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115  # closed below, and its errors are told apart from those of sending
-        except OSError as error:
-            raise VideoMissingError(f"{self.path}: cannot be read ({error.strerror}); correct the path") from None
-        with file:
-            # The service never looks at the file's name, so it does not learn it.
-            yield arguments | {"files": [*parts, ("video", ("video", file))]}
 
 
 def ask_label(path: str | Path, context: str | None, threshold: float | None, top_k: int | None, with_rationale: bool) -> Question:
     options = {"context": context, "threshold": threshold, "top_k": top_k, "with_rationale": "true" if with_rationale else None}
-    return Question("POST", "/v1/classify", path, _fields(options))
+    return Question("POST", "/v1/classify", (path,), _fields(options))
+
+
+def ask_labels(paths: Sequence[str | Path], context: str | None, threshold: float | None, top_k: int | None) -> Question:
+    options = {"context": context, "threshold": threshold, "top_k": top_k}
+    return Question("POST", "/v1/classify/batch", tuple(paths), _fields(options))
+
+
+def batches(paths: Sequence[str | Path], limits: Limits) -> Iterator[Sequence[str | Path]]:
+    """`paths` in their order, as many at a time as one request may hold. Raises `VideoMissingError`."""
+    some: list[str | Path] = []
+    num_bytes = 0
+    for path in paths:
+        try:
+            size = os.path.getsize(path) + _PART_BYTES
+        except OSError as error:
+            raise _missing(path, error) from None
+        if some and (len(some) == limits.max_batch_files or num_bytes + size > limits.max_upload_bytes - _FIELD_BYTES):
+            yield some
+            some, num_bytes = [], 0
+        some.append(path)
+        num_bytes += size
+    if some:
+        yield some
+
+
+def read_items(url: str, answer: BatchAnswer, num_files: int) -> list[ClassifyAnswer | RBFTError]:
+    """An answer or an error for each of the files."""
+    found = [item.answer or (_error(item.problem) if item.problem is not None else None) for item in answer.items]
+    whole = [item for item in found if item is not None]
+    if len(whole) != num_files:
+        raise ServiceError(f"{url}: answered about {len(whole)} of {num_files} videos")
+    return whole
 
 
 def ask_why(path: str | Path | None, video_id: str | None, context: str | None, *, streamed: bool = False) -> Question:
+    return _ask_about("/v1/rationale", path, video_id, context, "text/event-stream" if streamed else "application/json")
+
+
+def ask_where(path: str | Path | None, video_id: str | None, context: str | None) -> Question:
+    return _ask_about("/v1/attention", path, video_id, context, "application/json")
+
+
+def _ask_about(route: str, path: str | Path | None, video_id: str | None, context: str | None, accept: str) -> Question:
     """About the video of an id if there is one, else about the file. Raises `RequestError` if there is neither."""
     if path is None and video_id is None:
-        raise RequestError("a rationale is about a video; give its path or the video_id of an answer")
-    accept = "text/event-stream" if streamed else "application/json"
-    upload = path if video_id is None else None
-    return Question("POST", "/v1/rationale", upload, _fields({"context": context, "video_id": video_id}), accept)
+        raise RequestError(f"{route} is about a video; give its path or the video_id of an answer")
+    uploads = (path,) if path is not None and video_id is None else ()
+    return Question("POST", route, uploads, _fields({"context": context, "video_id": video_id}), accept)
 
 
 def headers(key: str | None) -> dict[str, str]:
@@ -180,6 +220,10 @@ def _told_wait_s(response: httpx.Response, now: Callable[[], datetime] = lambda:
 def _error(problem: Problem) -> RBFTError:
     error = error_from_code(problem.code, problem.detail)
     return error if error.code == problem.code else ServiceError(f"{problem.title} ({problem.code}): {problem.detail}")
+
+
+def _missing(path: str | Path, error: OSError) -> VideoMissingError:
+    return VideoMissingError(f"{path}: cannot be read ({error.strerror}); correct the path")
 
 
 def _fields(options: dict[str, Any]) -> tuple[tuple[str, str], ...]:

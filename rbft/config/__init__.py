@@ -17,13 +17,15 @@ from rbft.config.engine import EngineConfig, GateName, GatesConfig, GenerationCo
 from rbft.config.load import dump_config, load_config, load_task
 from rbft.config.looking import AttentionConfig, MaskingConfig
 from rbft.config.run import EvaluationConfig, RunConfig
-from rbft.config.serve import ServeConfig, is_loopback
+from rbft.config.serve import Canary, ServeConfig, is_loopback
 from rbft.config.training import LoraConfig, ModelPart, OptimiserConfig, StageOptimisers, TrainingConfig, ValidationConfig
+from rbft.config.urls import UrlsConfig
 from rbft.config.video_classifiers import VideoClassifierConfig
 
 __all__ = [
     "APIModelConfig",
     "AttentionConfig",
+    "Canary",
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "StageOptimisers",
     "TeacherConfig",
     "TrainingConfig",
+    "UrlsConfig",
     "ValidationConfig",
     "VideoClassifierConfig",
     "VideoConfig",

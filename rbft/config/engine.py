@@ -7,12 +7,15 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rbft.config.section import Section, plain_url
+from rbft.config.section import NodeResources, Section, plain_url
 
 
 class ModelConfig(Section):
     path: str
-    """A folder with a Hugging Face model (or a hub name where a hub can be reached). Paper: Qwen2-VL-7B and Qwen2.5-VL-7B-Instruct."""
+    """A folder with a Hugging Face model: a path that every node sees, a folder in a store (s3://…), or hf://ORG/NAME@<commit> of a hub;
+    what lies elsewhere is fetched once a node (`rbft.model_store`). Paper: Qwen2-VL-7B and Qwen2.5-VL-7B-Instruct."""
+    fingerprint: str | None = Field(None, pattern="^[0-9a-f]{16}$")
+    """What it must be: a run with another model is refused. Each run's run.json and report tell the one it has."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
 
@@ -107,6 +110,8 @@ class EngineConfig(Section):
     """Per actor."""
     num_gpus: float = Field(1, ge=0)
     """Per actor; 0 runs vLLM's CPU backend."""
+    resources: NodeResources = Field(default_factory=dict)
+    """Per actor: {spot: 1} keeps engines to the nodes that `cluster.yaml` starts as spot."""
     pin_cores: bool = False
     """Whether each actor keeps to `num_cpus` cores that no other has, as long as there are such: for several CPU engines on a node."""
     request_timeout_s: float = Field(900.0, gt=0)

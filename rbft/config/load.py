@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rbft.config.run import RunConfig
+from rbft.config.secret_values import require_no_secrets
 from rbft.errors import ConfigError
 from rbft.task import Task
 
@@ -24,6 +25,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     _resolve(raw, path.parent)
     for override in overrides:
         _apply_override(raw, override)
+    require_no_secrets(raw, str(path))
     _resolve(raw, Path.cwd())
     # A section whose keys are all commented out is null in YAML, and means the defaults.
     raw = {key: value for key, value in raw.items() if value is not None}
@@ -58,6 +60,7 @@ _PATH_KEYS = {
     ("evaluation",): ("api_cache", "attributes"),
     ("evaluation", "video_classifiers"): ("path",),
     ("serve",): ("calibration", "keys", "samples"),
+    ("serve", "canary"): ("video",),
 }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -19,3 +20,13 @@ def plain_url(url: str, example: str, where_keys_go: str) -> str:
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError(f"must hold no user, password, ?query or #fragment; put the key in an environment variable, {where_keys_go}")
     return url.rstrip("/")
+
+
+def _named_elsewhere(resources: dict[str, float]) -> dict[str, float]:
+    if own := sorted(set(resources) & {"CPU", "GPU", "memory"}):
+        raise ValueError(f"must not hold {', '.join(own)}; num_cpus and num_gpus say that, and memory is not reserved")
+    return resources
+
+
+NodeResources = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_named_elsewhere)]
+"""What a node must offer beside CPUs and GPUs, by the names that it was started with (`ray start --resources`), and how much is taken."""

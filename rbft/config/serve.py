@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rbft.config.section import Section
+from rbft.config.urls import UrlsConfig
 from rbft.systems import SystemName
+
+
+class Canary(Section):
+    """A clip whose label is known."""
+
+    video: str
+    """A file, on every machine that may hold a replica."""
+    label: str
+    """What the model says of it when all is well."""
 
 
 class ServeConfig(Section):
@@ -22,8 +32,18 @@ class ServeConfig(Section):
     """A file of `rbft predictions calibrate`. None takes the calibration in the model's task card, else the one that the run has for this
     very model, if any."""
     num_replicas: int = Field(1, gt=0)
+    """As long as `max_replicas` does not let their number follow the load."""
+    min_replicas: int = Field(1, gt=0)
+    max_replicas: int | None = Field(None, gt=0)
+    """With it there are as many replicas as the requests under way fill, each with `engine.max_num_seqs`, within these bounds. A new one
+    takes an engine's start until it answers."""
+    update_beside: bool = True
+    """Whether an update starts one new replica more before an old one goes, so that there is always one that answers. It needs room for
+    that one; without, set it to false, and requests wait, or are told to come again, while a new engine starts."""
     max_upload_bytes: int = Field(64 << 20, gt=0)
     """Of the whole request body, counted while it is read."""
+    max_batch_files: int = Field(32, gt=0)
+    """In one request of `/v1/classify/batch`; all together have at most `max_upload_bytes`."""
     body_timeout_s: float = Field(120.0, gt=0)
     """How long a client may take to send its body."""
     max_duration_s: float = Field(600.0, gt=0)
@@ -37,14 +57,46 @@ class ServeConfig(Section):
     max_queued_requests: int = Field(64, gt=0)
     """Classifications that may wait, and as many rationales."""
 
+    urls: UrlsConfig = UrlsConfig()
+    """Where videos may be fetched from that a client names instead of sending them."""
+
     samples: tuple[str, ...] = ()
     """Clips that the page at `/` offers to those who have none at hand: files, on every machine that may hold a replica. Those that are
     not there when it starts are left out. Whoever may ask may have them."""
+
+    attention: bool = False
+    """Whether `/v1/attention` tells where the model looks. Plain transformers loads the weights once more for that, in its own process;
+    `evaluation.attention.num_layers` says over how many layers the maps are averaged."""
+    attention_num_cpus: float = Field(1.0, ge=0)
+    """What that process reserves in Ray."""
+    attention_num_gpus: float = Field(0.0, ge=0)
+    """Likewise: a share of a GPU is room for its weights; 0 reads on the CPU."""
+
+    canary: tuple[Canary, ...] = ()
+    """Clips that a replica must give their label before it is called ready; one that does not, does not start. Without any, a drawn clip
+    must be decoded and get probabilities."""
 
     clip_cache_bytes: int = Field(1 << 30, ge=0)
     """Decoded frames that a replica keeps, so that "why?" needs no second upload; 0 keeps none. 60 frames of 420 x 360 are 27 MB."""
     clip_cache_s: float = Field(300.0, gt=0)
     """How long it keeps them."""
+
+    @field_validator("canary", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, canary: object) -> object:
+        return (canary,) if isinstance(canary, dict) else canary
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> ServeConfig:
+        if self.min_replicas > (self.max_replicas or self.min_replicas):
+            raise ValueError(
+                f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}; lower the one or raise the other"
+            )
+        if self.max_replicas is None and self.min_replicas > 1:
+            raise ValueError("min_replicas is for a number that follows the load; set max_replicas too, or num_replicas instead")
+        if self.max_replicas is not None and self.num_replicas > 1:
+            raise ValueError("num_replicas is a fixed number, and max_replicas lets it follow the load; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _others_need_keys(self) -> ServeConfig:

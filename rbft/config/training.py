@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rbft.config.section import Section, plain_url
+from rbft.config.section import NodeResources, Section, plain_url
 from rbft.errors import ConfigError
 from rbft.systems import FAMILIES, parse_system
 
@@ -125,6 +125,9 @@ class TrainingConfig(Section):
     that the final model can still explain. They come on top of the labels, and each weighs in the loss as much as a label does."""
     rationale_probe: int = Field(0, ge=0)
     """Rationales of stage 1 whose loss is measured before and after stage 2: what stage 2 makes the model forget. 0 measures nothing."""
+    rationale_validation_share: float = Field(0.0, ge=0, le=0.5)
+    """Beyond the paper: the share of stage 1's rationales, drawn by the seed, that are not learned; their loss is measured after every
+    epoch and stands in the log as `validation_loss`. 0, as in the paper, learns from all."""
     mlflow_uri: str | None = None
     """The address of an MLflow tracking server, which gets what log.jsonl and TensorBoard get: the experiment is named as the run, its runs
     as the stages. For files or a database: `mlflow server --backend-store-uri …`."""
@@ -157,6 +160,8 @@ class TrainingConfig(Section):
     """Per worker."""
     num_gpus: float = Field(1, ge=0)
     """Per worker; 0 trains on the CPU with gloo."""
+    resources: NodeResources = Field(default_factory=dict)
+    """Per worker: {on_demand: 1} keeps training off the nodes that `cluster.yaml` starts as spot."""
     clip_cache_bytes: int = Field(20 << 30, ge=0)
     """Of decoded clips that a node keeps on its disk between epochs and stages, and never more than half of what is free there; 0 keeps
     none. A minute at 1 FPS of the largest frames the paper has takes 27 MB."""

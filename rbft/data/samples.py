@@ -6,15 +6,16 @@ Stage 1 asks the prompt that generated the rationale and supervises the rational
 
 from __future__ import annotations
 
-import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import tee
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rbft.data.clip_feed import ClipFeed
 from rbft.errors import DataError, VideoError
 from rbft.records import Clip, Example
 from rbft.seeds import derive_seed
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from rbft.models.chat import ChatAdapter, EncodedSample
     from rbft.video.clip_cache import ClipCache
     from rbft.video.pool import DecodePool
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,55 +149,31 @@ def draw_items(items: Sequence[TrainingItem], count: int, purpose: str, seed: in
 
 
 class SampleEncoder:
-    """Decodes and encodes items ahead of the training step, in order, on a few threads.
-
-    The heavy parts run outside the interpreter lock (decoder processes, torch), so threads are enough.
-    """
+    """Decodes and encodes items ahead of the training step, in order."""
 
     def __init__(self, adapter: ChatAdapter, pool: DecodePool, num_threads: int, clips: ClipCache | None = None) -> None:
-        """`clips` keeps what was decoded for the next epoch or stage; without it every video is decoded each time."""
+        """`pool`, `num_threads` and `clips` as in `ClipFeed`."""
         self._adapter = adapter
-        self._pool = pool
-        self._clips = clips
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="rbft-encode")
-        self._lookahead = 4 * num_threads
+        self._feed: ClipFeed[TrainingItem, EncodedSample] = ClipFeed(pool, adapter.spec, num_threads, clips)
         self.errors: dict[str, VideoError] = {}
         """Id -> why the video could not be used; such a sample is replaced by one without supervised tokens."""
 
     def stream(self, items: Iterable[TrainingItem | None]) -> Iterator[EncodedSample]:
         """One sample an item, in order. None, and a video that cannot be decoded, become a sample without supervised tokens."""
-        pending: deque[Future[EncodedSample]] = deque()
-        source = iter(items)
-        try:
-            for item in source:
-                pending.append(self._threads.submit(self._encode, item))
-                if len(pending) >= self._lookahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        ahead, here = tee(items)
+        wanted = (None if item is None else (item.example, item) for item in ahead)
+        with closing(self._feed.stream(wanted, self._encode)) as encoded:
+            for made, item in zip(encoded, here, strict=False):
+                if isinstance(made, VideoError):
+                    assert item is not None
+                    self.errors[item.example.id] = made
+                yield self._empty_sample() if made is None or isinstance(made, VideoError) else made
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._feed.close()
 
-    def _encode(self, item: TrainingItem | None) -> EncodedSample:
-        if item is not None:
-            example = item.example
-            try:
-                return self._adapter.encode(self._clip(example), item.messages, item.answer, item.weight)
-            except VideoError as error:
-                if example.id not in self.errors:
-                    _LOG.warning("video left out id=%s code=%s error=%s", example.id, error.code, error)
-                self.errors[example.id] = error
-        return self._empty_sample()
-
-    def _clip(self, example: Example) -> Clip:
-        def decode() -> Clip:
-            return self._pool.decode(example.uri, self._adapter.spec, example.start_s, example.end_s)
-
-        return decode() if self._clips is None else self._clips.clip(example, self._adapter.spec, decode)
+    def _encode(self, clip: Clip, item: TrainingItem) -> EncodedSample:
+        return self._adapter.encode(clip, item.messages, item.answer, item.weight)
 
     def _empty_sample(self) -> EncodedSample:
         """The smallest clip and prompt there is: keeps all ranks in step, adds nothing to the loss."""

@@ -23,8 +23,11 @@ from rbft.config import ModelConfig
 from rbft.engines.base import Answer, Generated, Sampling
 from rbft.engines.batching import BatchQueue, Request
 from rbft.errors import EngineError, EngineGoneError
+from rbft.models.attention import use_segments
 from rbft.models.chat import ChatAdapter
+from rbft.models.last_layer import narrow_last_layer
 from rbft.models.load import load_model
+from rbft.models.patches import multiply_patches
 from rbft.records import Clip, VideoSpec
 from rbft.task import Message
 
@@ -46,6 +49,9 @@ class HFEngine:
         self.adapter = ChatAdapter(model.path, spec)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model: Any = load_model(model.path, model.dtype, model.attention).to(self._device).eval()
+        use_segments(self._model, packed=False)
+        multiply_patches(self._model)
+        narrow_last_layer(self._model)
         self._queue = BatchQueue(max_batch_size, MAX_BATCH_TOKENS)
         self._encoders = ThreadPoolExecutor(_NUM_ENCODERS, thread_name_prefix="rbft-encode")
         self._gone: str | None = None
@@ -152,10 +158,11 @@ class HFEngine:
         supervised_NA = pad([torch.ones(length, dtype=torch.bool) for length in lengths], batch_first=True).to(self._device)
 
         inputs = self._inputs(requests)
-        prompts = self._model.model(**inputs, use_cache=True)
+        mask_BL = inputs["attention_mask"]
+        last_N = torch.arange(1, len(requests) + 1, device=self._device) * mask_BL.shape[1] - 1  # prompts are padded on the left
+        prompts = self._model.model(**inputs, predicting_N=last_N, use_cache=True)
         cache = prompts.past_key_values
         cache.batch_select_indices(rows_N)
-        mask_BL = inputs["attention_mask"]
         next_position_B = mask_BL.sum(dim=1) + self._model.model.rope_deltas[:, 0]
         positions_NA = next_position_B[rows_N, None] + torch.arange(answers_NA.shape[1] - 1, device=self._device)
         hidden_NAH = self._model.model(
@@ -165,7 +172,7 @@ class HFEngine:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        hidden_NAH = torch.cat([prompts.last_hidden_state[rows_N, -1:], hidden_NAH], dim=1)
+        hidden_NAH = torch.cat([prompts.last_hidden_state[0, rows_N, None], hidden_NAH], dim=1)
 
         # As generation does: float32 before anything is compared.
         logits_SV = self._model.lm_head(hidden_NAH[supervised_NA]).float()

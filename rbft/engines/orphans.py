@@ -7,14 +7,12 @@ group `vllm.general_plugins`).
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
+
+from rbft.parent import die_with_parent
 
 OWNER = "RBFT_ENGINE_OWNER"
 """Environment variable: the process id of the engine's owner; without it this plugin does nothing."""
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_owner() -> None:
@@ -22,7 +20,7 @@ def die_with_owner() -> None:
     owner = int(os.environ.get(OWNER, os.getpid()))
     if owner == os.getpid():
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     try:
         os.kill(owner, 0)
     except ProcessLookupError:  # It had gone before the kernel was told.

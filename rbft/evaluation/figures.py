@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rbft.evaluation.curves import LossCurve
 from rbft.evaluation.metrics import Interval
+from rbft.evaluation.thumbnails import MAX_FRAMES, MAX_HEIGHT, thumbnails
 from rbft.records import Clip
 
 _MAX_PLOT_POINTS = 400
@@ -44,19 +45,18 @@ class FrameImage:
     height: int
 
 
-def frame_images(clip: Clip, *, max_frames: int = 8, max_height: int = 112) -> list[FrameImage]:
+def frame_images(clip: Clip, *, max_frames: int = MAX_FRAMES, max_height: int = MAX_HEIGHT) -> list[FrameImage]:
     """Up to `max_frames` frames of a clip, evenly spread from first to last, at most `max_height` pixels high, as JPEG data URIs."""
     from PIL import Image
 
-    chosen = np.unique(np.linspace(0, clip.num_frames - 1, min(max_frames, clip.num_frames)).round().astype(int))
+    small = thumbnails(clip, max_frames=max_frames, max_height=max_height).clip
     images = []
-    for index in chosen:
-        image = Image.fromarray(np.asarray(clip.frames_THWC[index], dtype=np.uint8))
-        image.thumbnail((4 * max_height, max_height))
+    for time_s, frame_HWC in zip(small.timestamps_s, small.frames_THWC, strict=True):
+        image = Image.fromarray(frame_HWC)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
         uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        images.append(FrameImage(clip.timestamps_s[index], uri, image.width, image.height))
+        images.append(FrameImage(time_s, uri, image.width, image.height))
     return images
 
 

@@ -26,6 +26,10 @@ from rbft.evaluation.video_cards import VideoCard, make_cards
 
 MAX_F1_COLUMNS = 3
 """Labels whose F1 stands in the first table, as in the paper's; those of more stand in a table of their own only."""
+MAX_MATRIX_LABELS = 30
+"""Labels whose confusion matrix is drawn; of more it would fill no screen and the page, and its largest cells are listed."""
+NUM_LARGEST = 30
+"""Mistakes that are listed of a system where no matrix is drawn."""
 NUM_AT_FIRST = 6
 """Videos that stand open before a cell is chosen."""
 
@@ -48,6 +52,7 @@ def _context(report: ReportData) -> dict[str, Any]:
     if generate:
         modes.append(("By generated text", "generate", generate))
     cards = make_cards(report.videos, report.cells, report.task.labels)
+    opened = _opened(report.cells, cards)
     return {
         "report": report,
         "headlines": [difference_sentence(comparison) for comparison in report.comparisons],
@@ -64,10 +69,12 @@ def _context(report: ReportData) -> dict[str, Any]:
         "comparison_plots": [(METRIC_TITLES[name], comparison_plot(report.comparisons, name)) for name in METRICS]
         if report.comparisons
         else [],
-        "cells": {(cell.system, cell.mode, cell.row, cell.column): cell for cell in report.cells},
+        "has_matrices": len(report.task.labels) <= MAX_MATRIX_LABELS,
+        "largest": lambda system, mode: _largest_mistakes(report.cells, system, mode),
+        "cells": {(cell.system, cell.mode, cell.row, cell.column): cell for cell, _ in opened},
         "cards": cards,
         "num_at_first": NUM_AT_FIRST,
-        "opened": _opened(report.cells, cards),
+        "opened": opened,
         "files": {source.system: source.line for source in report.sources},
         "curves": [(curve, loss_plot(curve)) for curve in report.curves],
         "paper_tables": [(table, [(row, _decoded(row)) for row in paper_table(table)]) for table in (1, 2)],
@@ -75,9 +82,16 @@ def _context(report: ReportData) -> dict[str, Any]:
 
 
 def _opened(cells: tuple[Cell, ...], cards: tuple[VideoCard, ...]) -> list[tuple[Cell, int]]:
-    """Each cell that opens, and how many of its videos are shown."""
+    """Each cell that opens, and how many of its videos are shown: those with any, which are few however many labels there are."""
     shown = {card.video.id for card in cards}
-    return [(cell, len(shown.intersection(cell.ids))) for cell in cells] if cards else []
+    counted = ((cell, len(shown.intersection(cell.ids))) for cell in cells)
+    return [(cell, num_shown) for cell, num_shown in counted if num_shown]
+
+
+def _largest_mistakes(cells: tuple[Cell, ...], system: str, mode: str) -> list[Cell]:
+    """The cells of one matrix that hold the most mistakes."""
+    mistakes = (cell for cell in cells if (cell.system, cell.mode) == (system, mode) and cell.is_wrong)
+    return sorted(mistakes, key=lambda cell: -len(cell.ids))[:NUM_LARGEST]
 
 
 def _ranked(report: ReportData) -> list[tuple[str, ProbabilityMetrics, Metrics]]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rbft.evaluation.calibration import Calibration, apply_calibration
+from rbft.evaluation.calibration import Calibration
 from rbft.evaluation.cells import Cell, make_cells
 from rbft.evaluation.compare import Comparison, compare_predictions
 from rbft.evaluation.curves import LossCurve
+from rbft.evaluation.measures import Measures, measure
 from rbft.evaluation.metrics import Metrics, answer, answered_modes, confidence, evaluate_predictions
-from rbft.evaluation.probabilities import ProbabilityMetrics, evaluate_probabilities, has_probabilities
+from rbft.evaluation.probabilities import ProbabilityMetrics
 from rbft.evaluation.provenance import Source
 from rbft.evaluation.slices import Slice, category_groups, duration_groups, slice_metrics
 from rbft.evaluation.tables import own_majority
@@ -35,6 +36,13 @@ class CalibratedResult:
     calibration: Calibration
     likelihood: Metrics
     probabilities: ProbabilityMetrics
+
+    @staticmethod
+    def of(calibration: Calibration, measures: Measures) -> CalibratedResult | None:
+        """None where the system tells no probabilities."""
+        if measures.likelihood is None or measures.probabilities is None:
+            return None
+        return CalibratedResult(calibration, measures.likelihood, measures.probabilities)
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,8 @@ def report_data(
     wall_s: Mapping[str, float] | None = None,
     versions: Mapping[str, str] | None = None,
     provenance: Mapping[str, str] | None = None,
-    calibrations: Mapping[str, Calibration] | None = None,
+    measures: Mapping[str, Measures] | None = None,
+    calibrated: Mapping[str, CalibratedResult | None] | None = None,
     durations_s: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
     seed: int = 0,
@@ -168,8 +177,8 @@ def report_data(
     """The report of a run: metrics of every system in the order of `predictions`, the main comparisons, and the videos `shown_ids`.
 
     `rationales` are what stage 1 was trained on (for the statistics); `clips`, `explanations` and `heatmaps` map ids of shown videos to
-    what is shown of them; `calibrations` maps systems to what was fitted for them; `durations_s` maps ids to the seconds of their clips,
-    for the slices.
+    what is shown of them; `measures` maps systems to their metrics where those are known, `calibrated` to what was fitted for them and what
+    it brings; `durations_s` maps ids to the seconds of their clips, for the slices.
 
     Raises:
         DataError: predictions that cannot be evaluated or paired.
@@ -177,7 +186,10 @@ def report_data(
     tested = {row.id for rows in predictions.values() for row in rows}
     groups = {"category": category_groups(example for example in examples if example.id in tested)}
     groups["duration"] = duration_groups({id_: seconds for id_, seconds in (durations_s or {}).items() if id_ in tested})
-    systems = tuple(_result(name, rows, task, groups, (calibrations or {}).get(name), seed) for name, rows in predictions.items())
+    measured = {name: (measures or {}).get(name) or measure(rows, task.labels, seed) for name, rows in predictions.items()}
+    systems = tuple(
+        _result(name, rows, task, groups, measured[name], (calibrated or {}).get(name), seed) for name, rows in predictions.items()
+    )
     comparisons = tuple(
         compare_predictions(predictions[MAIN_SYSTEM], predictions[baseline], task.labels, names=(MAIN_SYSTEM, baseline), seed=seed)
         for baseline in BASELINES
@@ -228,28 +240,19 @@ def _result(
     rows: Sequence[Prediction],
     task: Task,
     groups: Mapping[str, Mapping[str, set[str]]],
-    calibration: Calibration | None,
+    measures: Measures,
+    calibrated: CalibratedResult | None,
     seed: int,
 ) -> SystemResult:
-    modes = answered_modes(rows)
-    found = {mode: evaluate_predictions(rows, task.labels, mode, seed=seed) for mode in modes}
-    slices = (slice_metrics(rows, task.labels, ids, by=by, mode=modes[0], seed=seed) for by, ids in groups.items())
+    mode = answered_modes(rows)[0]
+    slices = (slice_metrics(rows, task.labels, ids, by=by, mode=mode, seed=seed) for by, ids in groups.items())
     return SystemResult(
         name=name,
-        likelihood=found.get("likelihood"),
-        generate=found.get("generate"),
-        probabilities=evaluate_probabilities(rows, task.labels, seed=seed) if has_probabilities(rows) else None,
-        calibrated=_calibrated(rows, task, calibration, seed) if calibration and has_probabilities(rows) else None,
+        likelihood=measures.likelihood,
+        generate=measures.generate,
+        probabilities=measures.probabilities,
+        calibrated=calibrated,
         slices=tuple(part for parts in slices for part in parts),
-    )
-
-
-def _calibrated(rows: Sequence[Prediction], task: Task, calibration: Calibration, seed: int) -> CalibratedResult:
-    after = apply_calibration(rows, calibration)
-    return CalibratedResult(
-        calibration=calibration,
-        likelihood=evaluate_predictions(after, task.labels, "likelihood", seed=seed),
-        probabilities=evaluate_probabilities(after, task.labels, seed=seed),
     )
 
 

@@ -4,7 +4,8 @@ Block-diagonal, without an n x n mask and without a Python loop over segments. `
 to be fed packed rows its language model too, attend through `attend_in_segments`:
 
 - on CUDA in half precision, FlashAttention's varlen kernel (the package if it is installed, else the one in torch);
-- elsewhere, segments of equal length are batched in one call of `scaled_dot_product_attention` each.
+- elsewhere, samples go through `scaled_dot_product_attention` one by one, which copies nothing together; windows, which are many and of few
+  sizes, in one call a size.
 
 The name contains "flash" on purpose: transformers 5 hands the vision tower's boundaries to implementations of such a name in one call, and
 splits into a Python loop for all others (`is_flash_attention_requested`, modeling_qwen2_5_vl.py).
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -87,17 +89,23 @@ def _by_length(
     is_causal: bool,
     scale: float,
 ) -> torch.Tensor:
+    lengths = [end - start for start, end in itertools.pairwise(boundaries)]
+    if is_causal and len(set(lengths)) > 1:
+        parts = zip(*(x.split(lengths) for x in (query_SHD, key_SKD, value_SKD)), strict=True)
+        return torch.cat([_attend(q[None], k[None], v[None], is_causal, scale)[0] for q, k, v in parts])
     groups, order_S = _groups(boundaries, query_SHD.device)
     attended = []
     for length, tokens in groups:
-        # [segments, heads, length, D]
-        q, k, v = (
-            (x if tokens is None else x.index_select(0, tokens)).unflatten(0, (-1, length)).transpose(1, 2)
-            for x in (query_SHD, key_SKD, value_SKD)
-        )
-        out = scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        attended.append(out.transpose(1, 2).flatten(0, 1))
+        q, k, v = ((x if tokens is None else x.index_select(0, tokens)).unflatten(0, (-1, length)) for x in (query_SHD, key_SKD, value_SKD))
+        attended.append(_attend(q, k, v, is_causal, scale).flatten(0, 1))
     return attended[0] if order_S is None else torch.cat(attended).index_select(0, order_S)
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, scale: float) -> torch.Tensor:
+    """[segments, length, H, D]; tensors of fewer dimensions would get SDPA's slow path."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    out = scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2)
 
 
 @functools.lru_cache(maxsize=16)

@@ -4,9 +4,9 @@
               (half of the pairs in the text, which is causal; the pairs within a frame or a window in the vision tower)
     backward  as much again for the gradient that flows on, and once more for the weights that learn: 3 x forward where all do
 
-Counted: samples at their own length, the language head at supervised positions alone. Not counted, as they are no use to anybody: padding,
-fillers, what gradient checkpointing computes twice (so this is model FLOPs utilisation, PaLM's MFU, not hardware utilisation); norms,
-activations, softmax and the optimiser, which are small.
+Counted: samples at their own length; the language head, and the last layer's MLP, at supervised positions alone. Not counted, as they are
+no use to anybody: padding, fillers, what gradient checkpointing computes twice (so this is model FLOPs utilisation, PaLM's MFU, not
+hardware utilisation); norms, activations, softmax and the optimiser, which are small.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class ModelFlops:
     text_learning: float
     text_layers: int
     text_width: int
+    last_mlp: int
+    """Those of `text` that follow the last layer's attention."""
     head: int
     head_learning: float
     merger: int
@@ -64,7 +66,8 @@ class ModelFlops:
             _matrices(self.vision, num_patches, vision_backward, self.vision_learning)
             + _attention(self.vision_width * num_frames * (full + windows), vision_backward)
             + _matrices(self.merger, num_patches // self.merge_size**2, vision_backward or self.merger_learning > 0, self.merger_learning)
-            + _matrices(self.text, num_tokens, self.learns_anything, self.text_learning)
+            + _matrices(self.text - self.last_mlp, num_tokens, self.learns_anything, self.text_learning)
+            + _matrices(self.last_mlp, num_supervised, self.learns_anything, self.text_learning)
             + _attention(self.text_width * self.text_layers * num_tokens**2 / 2, self.learns_anything)
             + _matrices(self.head, num_supervised, self.learns_anything, self.head_learning)
         )
@@ -72,13 +75,15 @@ class ModelFlops:
 
 def model_flops(model: Any) -> ModelFlops:
     """What a sample costs in a Qwen2-VL or Qwen2.5-VL, whole or partitioned by ZeRO-3; which weights learn is read from the model."""
-    weights, learning = dict.fromkeys(_PARTS, 0), dict.fromkeys(_PARTS, 0)
+    weights, learning, last_mlp = dict.fromkeys(_PARTS, 0), dict.fromkeys(_PARTS, 0), 0
+    of_last_mlp = f"language_model.layers.{model.config.text_config.num_hidden_layers - 1}.mlp."
     for name, parameter in model.named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty tensor in the parameter's place
         part = next((part for part in _PARTS if _PARTS[part] in name), None)
         if part is not None and len(shape) >= 2:
             weights[part] += shape.numel()
             learning[part] += shape.numel() * parameter.requires_grad
+            last_mlp += shape.numel() * (of_last_mlp in name)
     text, vision = model.config.text_config, model.config.vision_config
     # Tied embeddings are the head's matrix too, and a parameter of another name.
     head = text.vocab_size * text.hidden_size
@@ -90,6 +95,7 @@ def model_flops(model: Any) -> ModelFlops:
         text_learning=share["text"],
         text_layers=text.num_hidden_layers,
         text_width=text.hidden_size,
+        last_mlp=last_mlp,
         head=head,
         head_learning=float(model.get_output_embeddings().weight.requires_grad),
         merger=weights["merger"],

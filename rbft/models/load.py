@@ -35,7 +35,11 @@ def load_model(path: str | Path, dtype: str, attention: str = "sdpa", quantised:
     require_model_folder(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            str(path), dtype=getattr(torch, dtype), attn_implementation=attention, **(_four_bits(dtype) if quantised else {})
+            str(path),
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            **(_four_bits(dtype) if quantised else {}),
         )
     except (OSError, ValueError, KeyError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]

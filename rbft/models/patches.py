@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -76,3 +77,17 @@ def patchify(frames_N: torch.Tensor, grids: Sequence[Grid], layout: PatchLayout)
     pixels_PCE = (cut[0] if len(cut) == 1 else torch.cat(cut)).to(torch.float32)
     mean, std = (torch.tensor(values, device=frames_N.device)[:, None] for values in (layout.mean, layout.std))
     return pixels_PCE.sub_(mean).div_(std).flatten(1)
+
+
+def multiply_patches(model: Any) -> None:
+    """Have the vision tower of `model` embed patches by the matrix product that its convolution, whose stride is its kernel, comes to.
+
+    The convolution took a fifth of a step on the CPU, the product a fiftieth.
+    """
+
+    def project(self: Any, patches_PCTHW: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(patches_PCTHW.flatten(1), self.weight.flatten(1), self.bias)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv3d) and module.kernel_size == module.stride:
+            module.forward = MethodType(project, module)

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_iter
 
 from rbft.config import LoraConfig, ModelPart, TrainingConfig
 from rbft.models.adapters import add_adapters
+from rbft.models.last_layer import narrow_last_layer
 from rbft.models.parameter_groups import freeze_parts, part_of
 
 _ATTENTION = "rbft_measured"
@@ -108,6 +109,8 @@ class ModelPieces:
     """A video token."""
     text: Piece
     """A block of the language model; a token."""
+    text_attention: Piece
+    """The last one up to its attention; a token. What follows is computed where a token is predicted alone."""
     head: Piece
     """Final norm, language head and cross-entropy; a supervised token."""
     patch_state: int
@@ -130,8 +133,8 @@ def _measure_pieces(kind: type[Any], text: str, precision: str, lora: LoraConfig
     AttentionInterface.register(_ATTENTION, _attend)
     config = kind.from_dict(json.loads(text))
     # One block of each kind is enough, and building all of a large model takes seconds.
-    config.text_config.num_hidden_layers, config.vision_config.depth = 1, 1
-    config.text_config.layer_types = config.text_config.layer_types[:1]
+    config.text_config.num_hidden_layers, config.vision_config.depth = 2, 1
+    config.text_config.layer_types = config.text_config.layer_types[:1] * 2
     config._attn_implementation = config.text_config._attn_implementation = config.vision_config._attn_implementation = _ATTENTION
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with torch.device("meta"):
@@ -141,7 +144,8 @@ def _measure_pieces(kind: type[Any], text: str, precision: str, lora: LoraConfig
     freeze_parts(model, freeze)
     model.train()
     tower, language = model.model.visual, model.model.language_model
-    embed, block, layer = tower.patch_embed, tower.blocks[0], language.layers[0]
+    narrow_last_layer(model)
+    embed, block, (layer, last) = tower.patch_embed, tower.blocks[0], language.layers
     learning = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     # Before a piece that nothing learns in, and nothing before it, autograd keeps nothing.
     reaches_text = bool(learning & {"vision", "merger", "embeddings"}) or "language" in learning
@@ -154,8 +158,8 @@ def _measure_pieces(kind: type[Any], text: str, precision: str, lora: LoraConfig
         return torch.empty(number, size, dtype=kind, device="meta"), torch.empty(number, size, dtype=kind, device="meta")
 
     def patches(number: int) -> Callable[[], torch.Tensor]:
-        pixels = torch.empty(number, 3 * embed.temporal_patch_size * embed.patch_size**2, device="meta")
-        return lambda: embed(pixels)
+        # Made inside, as those of a training step are of its frames: if they are kept as they are, they count.
+        return lambda: embed(torch.empty(number, 3 * embed.temporal_patch_size * embed.patch_size**2, device="meta"))
 
     def vision(number: int) -> Callable[[], torch.Tensor]:
         given, where = (
@@ -172,6 +176,11 @@ def _measure_pieces(kind: type[Any], text: str, precision: str, lora: LoraConfig
         given, (cos, sin) = states(1, number, hidden, needs_grad=reaches_text), rotary(number, layer.self_attn.head_dim, dtype)
         return lambda: layer(given, position_embeddings=(cos[None], sin[None]))
 
+    def text_attention(number: int) -> Callable[[], torch.Tensor]:
+        given, (cos, sin) = states(1, number, hidden, needs_grad=reaches_text), rotary(number, layer.self_attn.head_dim, dtype)
+        one = torch.zeros(1, dtype=torch.long, device="meta")
+        return lambda: last(given, position_embeddings=(cos[None], sin[None]), predicting_N=one)
+
     def head(number: int) -> Callable[[], torch.Tensor]:
         given, labels = states(number, hidden), torch.empty(number, dtype=torch.long, device="meta")
         return lambda: nn.functional.cross_entropy(model.lm_head(language.norm(given)).float(), labels, reduction="sum")
@@ -181,6 +190,7 @@ def _measure_pieces(kind: type[Any], text: str, precision: str, lora: LoraConfig
         vision=_measure(vision, block),
         merger=_measure(merger, tower.merger),
         text=_measure(text_block, layer),
+        text_attention=_measure(text_attention, last),
         head=_measure(head, nn.ModuleList([language.norm, model.lm_head])),
         patch_state=width * dtype.itemsize,
         token_state=hidden * dtype.itemsize,

@@ -1,5 +1,5 @@
-"""What a stage computes with: attention in segments, patches embedded by a matrix product, Liger's fused norms and MLPs; and whether they
-agree with the plain ones.
+"""What a stage computes with: attention in segments, patches embedded by a matrix product, a last layer that leaves out what nobody asks
+for, Liger's fused norms and MLPs; and whether they agree with the plain ones.
 
 Kernels come from packages that are installed or not, for a GPU that is there or not. So a stage begins by asking them and transformers'
 own implementation for the loss of its first micro-batch.
@@ -20,6 +20,8 @@ import torch.distributed as dist
 from rbft.errors import TrainingError
 from rbft.models.attention import reference_attention, use_segments
 from rbft.models.batches import MicroBatch, to_device
+from rbft.models.last_layer import narrow_last_layer
+from rbft.models.patches import multiply_patches
 from rbft.training.loss import supervised_totals
 
 if TYPE_CHECKING:
@@ -31,26 +33,13 @@ or positions that are wrong gave more than ten times these."""
 
 
 def use_kernels(model: Any, training: TrainingConfig) -> None:
-    """Have `model` attend in segments, embed patches by a matrix product, and use Liger's kernels where they are wanted and there is a GPU
-    and the package for them."""
+    """Have `model` attend in segments, embed patches by a matrix product, end its last layer where a token is predicted alone, and use
+    Liger's kernels where they are wanted and there is a GPU and the package for them."""
     use_segments(model, packed=training.batching == "packed")
     multiply_patches(model)
+    narrow_last_layer(model)
     if training.fused_kernels == "auto" and torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         fuse(model)
-
-
-def multiply_patches(model: Any) -> None:
-    """Have the vision tower of `model` embed patches by the matrix product that its convolution, whose stride is its kernel, comes to.
-
-    The convolution took a fifth of a step on the CPU, the product a fiftieth.
-    """
-
-    def project(self: Any, patches_PCTHW: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(patches_PCTHW.flatten(1), self.weight.flatten(1), self.bias)
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv3d) and module.kernel_size == module.stride:
-            module.forward = MethodType(project, module)
 
 
 def fuse(model: Any) -> int:
@@ -99,8 +88,12 @@ def reference_kernels(model: Any) -> Iterator[None]:
             module.forward = forward
 
 
+_OURS = (__name__, multiply_patches.__module__, narrow_last_layer.__module__)
+"""Where forwards that take the place of transformers' own come from."""
+
+
 def _is_fused(module: Any) -> bool:
-    return getattr(module.__dict__.get("forward"), "__module__", None) == __name__
+    return getattr(module.__dict__.get("forward"), "__module__", None) in _OURS
 
 
 def check_kernels(engine: Any, batch: MicroBatch, precision: str) -> float:

@@ -18,8 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rbft.config import ValidationConfig
 from rbft.data.samples import TrainingItem, weigh_replay
 from rbft.errors import TrainingError, TrainingStopped
+from rbft.log_fields import add_fields
+from rbft.model_store import on_this_node
 from rbft.models.chat import ChatAdapter
 from rbft.models.flops import model_flops
 from rbft.models.load import load_model
@@ -34,7 +37,7 @@ from rbft.training.meter import Meter
 from rbft.training.order import global_batches
 from rbft.training.stage import StageSpec
 from rbft.training.stop import Controls, StepFlags, StopRequest
-from rbft.training.validation import Validations, probe_rationales, validate, validation_steps
+from rbft.training.validation import Validations, mean_loss, probe_rationales, validate, validation_steps
 from rbft.training.watch import SpikeWatch, gather_ids, keep_gradient_norm, require_finite_gradient, stop_all_ranks
 
 _LOG = logging.getLogger(__name__)
@@ -49,8 +52,9 @@ def run_stage(spec: StageSpec, items: list[TrainingItem], controls: Controls | N
     """
     if not items:
         raise TrainingError(f"{spec.name}: no training items; check the labels and splits of the manifest")
+    add_fields(run=str(spec.lineage.get("run", spec.task.name)), stage=spec.name, rank=dist.get_rank())
     final = Path(spec.folder) / "final"
-    spec = replace(spec, training=spec.training.for_workers(dist.get_world_size()))
+    spec = replace(spec, training=spec.training.for_workers(dist.get_world_size()), model=on_this_node(spec.model))
     precision = "bfloat16" if spec.training.precision == "bf16" else "float32"
     adapter = ChatAdapter(spec.model.path, spec.video.spec())
     quantised = spec.training.lora is not None and spec.training.lora.quantised_base != "none"
@@ -77,6 +81,7 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
     rank = dist.get_rank()
     batches = global_batches(len(items), training.global_batch_size, spec.epochs, spec.seed, spec.classes)
     validate_after = validation_steps(training.validation, len(batches), spec.epochs) if spec.validation else frozenset()
+    epoch_ends = validation_steps(ValidationConfig(every_epochs=1), len(batches), spec.epochs) if spec.held_out else frozenset()
     first_step, bad_videos = load_latest(engine, checkpoints, spec.fingerprint)
     validations = Validations(spec, first_step)
     if first_step == 0:
@@ -95,6 +100,7 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
         for last_step, batch in enumerate(feed, first_step + 1):
             if last_step == first_step + 1 and training.check_kernels:
                 check_kernels(engine, batch.micro_batches[0], training.precision)
+            add_fields(step=last_step)
             meter.start()
             rates = set_rates(engine, last_step - 1, len(batches), spec.optimiser.warmup_ratio)
             # What dropout draws depends on the step alone, so that a resumed stage draws the same.
@@ -126,6 +132,8 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
                 found = validate(engine, adapter, spec, last_step)
                 is_best = validations.add(found)
                 line |= {f"validation_{name}": score for name, score in found.scores.items()}
+            if last_step in epoch_ends:
+                line["validation_loss"] = mean_loss(engine, adapter, spec, spec.held_out)
             is_last = last_step == len(batches) or validations.is_over
             if is_last and last_step < len(batches):
                 line["ended_early"] = True

@@ -10,13 +10,15 @@ from torch import nn
 from rbft.models.attention import NO_MASK, attends_packed
 from rbft.models.batches import MicroBatch
 from rbft.models.chat import IGNORE_INDEX
+from rbft.models.last_layer import is_narrow
 from rbft.models.patches import PatchLayout, patchify
 
 
 class SupervisedLoss(nn.Module):
     """A video chat model whose forward returns the summed loss, so that an engine that wraps modules (DeepSpeed) wraps this one.
 
-    Only supervised positions go through the language head: a prompt is mostly video, and its logits would be thrown away.
+    Only positions that predict a supervised token go through the language head, and through what of the last layer follows its attention
+    (`rbft.models.last_layer`): a prompt is mostly video, and its logits would be thrown away.
     """
 
     def __init__(self, model: Any, patches: PatchLayout | None = None) -> None:
@@ -39,14 +41,21 @@ class SupervisedLoss(nn.Module):
             inputs["pixel_values_videos"] = patchify(frames, grids, self.patches)
         if "cu_seq_lens_q" in inputs and attends_packed(self.model):
             inputs["attention_mask"] = NO_MASK
-        hidden_BLH = self.model.model(**inputs, use_cache=False).last_hidden_state
-        supervised_BL = labels[:, 1:] != IGNORE_INDEX
-        logits_NV = self.model.lm_head(hidden_BLH[:, :-1][supervised_BL]).float()
-        labels_N = labels[:, 1:][supervised_BL]
+        # Row by row the position before each supervised token; a row's first token is predicted by nobody.
+        supervised_N = nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (1, 0)).flatten().nonzero()[:, 0]
+        predicting_N = supervised_N - 1
+        if is_narrow(self.model):
+            # Kernels do not like to be asked for nothing.
+            asked_N = predicting_N if len(predicting_N) else predicting_N.new_zeros(1)
+            states_NH = self.model.model(**inputs, predicting_N=asked_N, use_cache=False).last_hidden_state[0, : len(predicting_N)]
+        else:
+            states_NH = self.model.model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[predicting_N]
+        logits_NV = self.model.lm_head(states_NH).float()
+        labels_N = labels.flatten()[supervised_N]
         if token_weights is None:
             return nn.functional.cross_entropy(logits_NV, labels_N, reduction="sum")
         losses_N = nn.functional.cross_entropy(logits_NV, labels_N, reduction="none")
-        return (losses_N * token_weights[:, 1:][supervised_BL]).sum()
+        return (losses_N * token_weights.flatten()[supervised_N]).sum()
 
 
 def supervised_totals(batch: MicroBatch) -> tuple[float, float]:

@@ -106,7 +106,7 @@ def _gradient_bytes(count: int, training: TrainingConfig, width: int) -> int:
 
 
 def activation_bytes(shape: ModelShape, training: TrainingConfig, sample: SampleSize) -> int:
-    """The most that is alive at once of what forward and backward passes make of one micro-batch, its pixels included."""
+    """The most that is alive at once of what forward and backward passes make of one micro-batch, its frames included."""
     from rbft.training.activations import measure_pieces  # imports torch, which planning without a model does without
 
     pieces = measure_pieces(shape.config, training)
@@ -115,23 +115,39 @@ def activation_bytes(shape: ModelShape, training: TrainingConfig, sample: Sample
     num_patches = num_video * shape.merge_size**2
     patch_states, token_states = pieces.patch_state * num_patches, pieces.token_state * num_tokens
 
-    # The video's pixels (fp32), then what the vision tower keeps: blocks that learn keep what they need, and all keep their outputs.
-    tower = num_patches * 3 * shape.temporal_patch_size * shape.patch_size**2 * _FP32 + pieces.patches.kept.of(num_patches)
-    tower += patch_states  # of the last block or, where nothing learns before it, what the merger reads all the same
+    # The video's frames (uint8), then what the vision tower keeps: blocks that learn keep what they need, and all keep their outputs.
+    num_values = num_patches * 3 * shape.temporal_patch_size * shape.patch_size**2
+    tower = num_values + pieces.patches.kept.of(num_patches)
+    # The frames as fp32 pixels live as long as the forward pass, unless the patch embedding keeps these very ones.
+    kept_as_they_are = training.precision == "fp32" and pieces.patches.kept.each > 0
+    pixels = 0 if kept_as_they_are else num_values * _FP32
+    if pieces.vision_learns or pieces.merger.kept.each > 0:
+        tower += patch_states  # of the last block, for the merger
     if pieces.vision_learns:
         block = 0.0 if checkpointing else pieces.vision.kept.of(num_patches)
         tower += shape.vision.num_layers * (patch_states + block)
     tower += pieces.merger.kept.of(num_video) + pieces.token_state * num_video
     block = 0.0 if checkpointing else pieces.text.kept.of(num_tokens)
-    # Embeddings, what the blocks keep, and the final states, of which the supervised ones go on to the head.
-    both = tower + 2 * token_states + shape.text.num_layers * (token_states + block)
+    # Of the last block, what follows its attention is there for the predicted tokens alone.
+    after_attention = (pieces.text.kept.each - pieces.text_attention.kept.each) * num_answer
+    last_block = 0.0 if checkpointing else pieces.text_attention.kept.of(num_tokens) + after_attention
+    # Embeddings, what the blocks keep, and the states that go on to the head.
+    all_but_last = tower + token_states + (shape.text.num_layers - 1) * (token_states + block)
+    both = all_but_last + token_states + last_block + pieces.token_state * num_answer
 
     def at_work(piece: Any, number: int) -> float:
         """A block in its backward pass: with checkpointing all it keeps is made again first."""
         return float(piece.peak.of(number) - (0 if checkpointing else piece.kept.of(number)))
 
-    moments = [both + at_work(pieces.text, num_tokens), both + pieces.head.peak.of(num_answer), tower + pieces.merger.peak.of(num_video)]
-    moments.append(tower + at_work(pieces.vision, num_patches))
+    # The end of the forward pass, then backward passes; a vision tower in which nothing learns has a forward alone.
+    moments = [
+        both + pixels + pieces.head.kept.of(num_answer),
+        both + pieces.head.peak.of(num_answer),
+        both + at_work(pieces.text_attention, num_tokens) + (pieces.text.peak.each - pieces.text_attention.peak.each) * num_answer,
+        all_but_last + at_work(pieces.text, num_tokens),
+    ]
+    forward_only = 0 if pieces.vision_learns else pixels + patch_states
+    moments += [tower + pieces.merger.peak.of(num_video), tower + forward_only + at_work(pieces.vision, num_patches)]
     return round(max(moments))
 
 

@@ -40,5 +40,7 @@ class StageSpec:
     """How many of the items, the last ones, are rationales that stage 1 learned from: each weighs as much as a label does."""
     validation: tuple[TrainingItem, ...] = ()
     """What is scored while the stage trains, as `training.validation` says; empty: nothing is."""
+    held_out: tuple[TrainingItem, ...] = ()
+    """Rationales that are not learned, whose loss is measured after every epoch."""
     probe: tuple[TrainingItem, ...] = ()
     """Rationales whose loss is measured before and after the stage."""

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from rbft.errors import TrainingError
+from rbft.errors import NotFiniteError
 
 NUM_REMEMBERED = 50
 """Losses that a new one is held against."""
@@ -57,7 +57,7 @@ def spike_limit(losses: Iterable[float]) -> float:
 def require_finite_gradient(engine: Any, step: int, ids: Sequence[str]) -> float:
     """The gradient's norm over all ranks, before clipping, of the step just taken; 0 where DeepSpeed has none.
 
-    Every rank calls this with the `ids` of its own batch. Raises `TrainingError` on all of them if the norm is no number.
+    Every rank calls this with the `ids` of its own batch. Raises `NotFiniteError` on all of them if the norm is no number.
     """
     norm = engine.get_global_grad_norm()
     norm = 0.0 if norm is None else float(norm)
@@ -68,13 +68,13 @@ def require_finite_gradient(engine: Any, step: int, ids: Sequence[str]) -> float
 
 
 def stop_all_ranks(what: str, step: int, ranks: Sequence[int], ids: Sequence[str]) -> NoReturn:
-    """Raise the same `TrainingError` on every rank: `what` is no number at optimiser step `step` (1-based).
+    """Raise the same `NotFiniteError` on every rank: `what` is no number at optimiser step `step` (1-based).
 
     Every rank calls this, with the same `ranks`, those it happened on, and with the `ids` of its own batch.
     """
     by_rank = gather_ids(ids)
     where = "; ".join(f"rank {rank}: {', '.join(by_rank[rank]) or 'fillers only'}" for rank in ranks)
-    raise TrainingError(
+    raise NotFiniteError(
         f"{what} is NaN or infinite at step {step}, with these videos in the batch ({where}). Nothing of this step was saved, and going on "
         "from the last checkpoint meets it again: look at the videos and answers, leave those at fault out of the manifest, or lower the "
         "learning rate"

@@ -4,6 +4,7 @@ A message is a 4-byte big-endian length, that many bytes of JSON (`kind` and its
     ready       it can take requests; `unconfined` says why `rbft.video.confine` cannot hold it here, None if it does
     backend     decoder `backend` starts now
     log         `level`, `message`, to be logged by the parent
+    duration    `duration_s` of a video that was only to be probed
     clip        the fields of `Clip`, `shape`; then the pixels
     error       `code`, `message` of a `VideoError`
 It imports numpy, Pillow and PyAV (decord when it is asked for), nothing heavier, and ends with its parent.
@@ -11,22 +12,19 @@ It imports numpy, Pillow and PyAV (decord when it is asked for), nothing heavier
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import resource
-import signal
 import struct
 import sys
 from typing import Any, BinaryIO
 
 from rbft.errors import VideoDecodeError, VideoError
+from rbft.parent import die_with_parent
 from rbft.records import VideoSpec
 
 LENGTH = struct.Struct(">I")
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
@@ -38,10 +36,14 @@ def main() -> None:
     os.dup2(2, 1)
 
     from rbft.video.confine import forbid_calls
+    from rbft.video.landlock import forbid_changes
 
-    unconfined = forbid_calls()  # before libraries are loaded, whose threads would stay free of it
+    # Before libraries are loaded, whose threads would stay free of it. `rbft doctor` says whether this machine can do the former.
+    forbid_changes()
+    unconfined = forbid_calls()
     from rbft.video.decode import decode  # loaded now, so that a request pays for decoding only
     from rbft.video.limits import SourceLimits
+    from rbft.video.probe import probe
 
     # Private writable memory. The address space would count what is only reserved, too: thread stacks, arenas, mapped libraries.
     resource.setrlimit(resource.RLIMIT_DATA, (memory_limit_bytes, memory_limit_bytes))
@@ -51,6 +53,9 @@ def main() -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         try:
+            if request.get("probe"):
+                send(messages, "duration", duration_s=probe(request["path"]).duration_s)
+                continue
             clip = decode(
                 request["path"],
                 VideoSpec(**request["spec"]),
@@ -80,8 +85,7 @@ def send(messages: BinaryIO, kind: str, payload: Any = b"", **fields: Any) -> No
 
 
 def _die_with(parent_pid: int) -> None:
-    # By the kernel, because a decoder that hangs holds the interpreter and would notice nothing. It may have been too late already.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()  # a decoder that hangs holds the interpreter and would notice nothing by itself
     if os.getppid() != parent_pid:
         sys.exit("the parent is gone")
 

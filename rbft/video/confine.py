@@ -2,7 +2,7 @@
 then not call home.
 
 Linux's seccomp filters do it without privileges. Covered: sockets, io_uring (which could make some), other programs, `ptrace` and its
-like, other ABIs. Not covered: files that the user may read or write, those of /proc among them, and signals (docs/threat-model.md).
+like, other ABIs. Files and signals are `rbft.video.landlock`'s.
 """
 
 from __future__ import annotations

@@ -89,6 +89,10 @@ class DecodePool:
         """`decode` for an event loop, which goes on meanwhile."""
         return await asyncio.wrap_future(self._threads.submit(self._decode, uri, spec, start_s, end_s))
 
+    def duration_s(self, path: str | Path) -> float | None:
+        """How long the local video at `path` says it is, in seconds; None if it does not say. Raises as `decode` does."""
+        return self._threads.submit(lambda: self._child().duration_s(str(path), self.timeout_s)).result()
+
     def close(self) -> None:
         """End all children. A decode under way raises `DecoderCrashError`, a waiting one `CancelledError`, a later one `RuntimeError`."""
         with self._lock:
@@ -198,6 +202,17 @@ class _Child:
 
     def decode(self, request: dict[str, Any], timeout_s: float) -> Clip:
         """The clip that the child makes of `request`, or the `VideoError`. After a timeout or a crash the child is gone."""
+        answer, frames_THWC = self._ask(request, timeout_s)
+        if frames_THWC is None:  # taken over by the file, say
+            raise DecoderCrashError(f"{request['path']}: its decoder process answered without a clip; leave the video out")
+        return Clip(frames_THWC, tuple(answer["timestamps_s"]), **{name: answer[name] for name in _CLIP_FIELDS})
+
+    def duration_s(self, path: str, timeout_s: float) -> float | None:
+        """What the header of the video at `path` says, or the `VideoError`, as `decode`."""
+        duration_s: float | None = self._ask({"path": path, "probe": True}, timeout_s)[0]["duration_s"]
+        return duration_s
+
+    def _ask(self, request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], np.ndarray | None]:
         self.num_videos += 1
         self.backend = None
         path = request["path"]
@@ -208,16 +223,16 @@ class _Child:
             raise VideoTimeoutError(f"{path}: not decoded in {timeout_s:g} s, its decoder was killed; {advice}") from None
         except (EOFError, BrokenPipeError, ValueError) as error:
             raise DecoderCrashError(f"{path}: its decoder process died ({error}); re-encode the video or leave it out") from None
-        if frames_THWC is None:
+        if answer["kind"] == "error":
             raise error_from_code(answer["code"], answer["message"])
-        return Clip(frames_THWC, tuple(answer["timestamps_s"]), **{name: answer[name] for name in _CLIP_FIELDS})
+        return answer, frames_THWC
 
     def _exchange(self, request: dict[str, Any], deadline: float) -> tuple[dict[str, Any], np.ndarray | None]:
         """The child's last message and, with a clip, its pixels. Raises `TimeoutError`, `EOFError`, `BrokenPipeError`, `ValueError`."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            while (answer := self._read_message(deadline))["kind"] not in ("clip", "error"):
+            while (answer := self._read_message(deadline))["kind"] not in ("clip", "duration", "error"):
                 if answer["kind"] == "backend":
                     self.backend = answer["backend"]
                     logger.debug("decoding video=%s backend=%s", request["path"], self.backend)
@@ -226,6 +241,7 @@ class _Child:
             if answer["kind"] == "error":
                 if answer["code"] == VideoMemoryError.code:
                     self.kill()  # what memory it still has is in pieces; the next video gets a fresh child
+            if answer["kind"] != "clip":
                 return answer, None
             if (num_bytes := math.prod(answer["shape"])) > self._memory_limit_bytes:
                 raise ValueError(f"a clip of {num_bytes} bytes")

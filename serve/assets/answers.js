@@ -36,8 +36,10 @@ export function howOf({ calibration, threshold, video: seen, timing_s }, labels)
   return `${parts.join("; ")}.`;
 }
 
-export function picture({ time_s, uri, width, height }) {
-  const image = element("img", { src: uri, width, height, alt: `Frame at ${seconds(time_s)}` });
+// A frame, or a heatmap, which has a share.
+export function picture({ time_s, uri, width, height, share }) {
+  const looked = share === undefined ? "" : `, ${percent(share)} of the attention to the video`;
+  const image = element("img", { src: uri, width, height, alt: `Frame at ${seconds(time_s)}${looked}` });
   const caption = element("figcaption", { textContent: seconds(time_s) });
   caption.setAttribute("aria-hidden", "true"); // the picture says it
   return element("figure", {}, image, caption);

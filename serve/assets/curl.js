@@ -6,16 +6,18 @@ import { element } from "/words.js";
 const COPIED_MS = 2000;
 
 // `chosen` is a video as page.js has it.
-export function commandsOf({ name, sample, context, id }) {
+export function commandsOf({ name, sample, context, id }, hasAttention) {
   const curl = key() === null ? "curl" : 'curl -H "Authorization: Bearer $RBFT_KEY"';
   const url = `${location.origin}/v1`;
   // A comma or semicolon would mean something to curl.
   const path = /[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name;
   const text = context ? ` --form-string ${quoted(`context=${context}`)}` : "";
+  const again = id ? `-F video_id=${id}` : `-F ${quoted(`video=@${path}`)}${text}`;
   return [
     ...(sample ? [`${curl} -o ${name} ${url}/samples/${sample}`] : []),
     `${curl} -F ${quoted(`video=@${path}`)}${text} ${url}/classify`,
-    `${curl} -N -H "Accept: text/event-stream" ${id ? `-F video_id=${id}` : `-F ${quoted(`video=@${path}`)}${text}`} ${url}/rationale`,
+    `${curl} -N -H "Accept: text/event-stream" ${again} ${url}/rationale`,
+    ...(hasAttention ? [`${curl} ${again} ${url}/attention`] : []),
   ];
 }
 

@@ -7,6 +7,7 @@ import { byId, element, lasting, listed, percent, rate } from "/words.js";
 
 let task = null; // TaskAnswer
 let video = null; // what was chosen last: file, the name it has in a shell, number of the sample, context, and once answered its id
+let pictures = {}; // of it: frames, and once asked for, looks, an AttentionAnswer
 let running = new AbortController(); // whatever is being asked about it
 
 // Do `work(signal)` in place of what was going on; says what it comes to, or what went wrong and, where that may help, how to try `again`.
@@ -126,7 +127,7 @@ async function why() {
   byId("rationale").replaceChildren(text);
   byId("rationale").classList.add("writing");
   await run("The model writes …", async (signal) => {
-    for await (const [name, data] of eventsOf(await askWhy(mine, signal))) {
+    for await (const [name, data] of eventsOf(await askAbout(mine, "/v1/rationale", { accept: "text/event-stream", signal }))) {
       if (name === "text") text.append(data.text);
       else if (name === "problem") throw new Refusal(data.detail, { status: data.status, code: data.code, retryAfterS: data.status >= 502 ? 0 : null });
       else if (name === "end") {
@@ -147,16 +148,15 @@ function endOfWhy(hasText) {
 }
 
 // By the id; by the file where the service has the video no more.
-async function askWhy(chosen, signal) {
-  const accept = "text/event-stream";
+async function askAbout(chosen, path, options) {
   if (chosen.id) {
     try {
-      return await ask("/v1/rationale", { form: formOf({ video_id: chosen.id }), accept, signal });
+      return await ask(path, { form: formOf({ video_id: chosen.id }), ...options });
     } catch (error) {
       if (error.code !== "clip_expired") throw error;
     }
   }
-  return ask("/v1/rationale", { form: formOf({ video: chosen.file, context: chosen.context }), accept, signal });
+  return ask(path, { form: formOf({ video: chosen.file, context: chosen.context }), ...options });
 }
 
 function showAnswer(answer) {
@@ -165,13 +165,14 @@ function showAnswer(answer) {
   showBars(answer);
   byId("how").textContent = howOf(answer, task.labels);
   endOfWhy(false);
-  byId("shell").replaceChildren(...commandsOf(video).map((line) => command(line, say)));
+  byId("shell").replaceChildren(...commandsOf(video, task.has_attention).map((line) => command(line, say)));
   byId("result").hidden = false;
   if (byId("result").getBoundingClientRect().top > innerHeight / 2) byId("result").scrollIntoView({ block: "start" });
 }
 
 async function showFrames(chosen) {
-  byId("frames").replaceChildren();
+  pictures = {};
+  showPictures([]);
   const miss = (text) => {
     byId("no-frames").textContent = text;
     byId("no-frames").hidden = !text;
@@ -181,10 +182,44 @@ async function showFrames(chosen) {
   miss("");
   try {
     const { frames } = await (await ask("/v1/frames", { form: formOf({ video_id: chosen.id }) })).json();
-    if (chosen === video) byId("frames").replaceChildren(...frames.map(picture));
+    if (chosen !== video) return;
+    pictures = { frames };
+    showPictures(frames);
   } catch (error) {
     if (chosen === video) miss(`The frames cannot be shown: ${error.message}`);
   }
+}
+
+function showPictures(shown) {
+  const isLooks = shown.length > 0 && shown === pictures.looks?.heatmaps;
+  byId("frames").replaceChildren(...shown.map(picture));
+  byId("frames").ariaLabel = isLooks ? "Sampled frames under their heatmaps" : "Sampled frames";
+  byId("look").ariaPressed = String(isLooks);
+  byId("look-row").hidden = !task.has_attention;
+  byId("looks").hidden = !isLooks;
+  if (isLooks) byId("looks").textContent = `Yellow is where the model looks most when it is about to say the label, purple where least. ${percent(pictures.looks.video_share)} of its attention goes to the video, the rest to the question.`;
+}
+
+// Frames or heatmaps in turn; the heatmaps are asked for once.
+function look() {
+  if (byId("look").ariaPressed === "true") {
+    showPictures(pictures.frames ?? []);
+    return say("The frames as they are.");
+  }
+  const mine = video;
+  const show = (looks) => {
+    pictures.looks = looks;
+    byId("no-frames").hidden = true;
+    byId("frames").hidden = false;
+    showPictures(looks.heatmaps);
+    return "Heatmaps lie over the frames.";
+  };
+  if (pictures.looks) return say(show(pictures.looks));
+  run("Finding out where it looked …", async (signal) => {
+    const looks = await (await askAbout(mine, "/v1/attention", { signal })).json();
+    if (mine !== video) return "";
+    return show(looks);
+  }, look);
 }
 
 // --- the person ---
@@ -194,6 +229,7 @@ byId("file").addEventListener("change", () => {
   byId("file").value = ""; // so that the same file can be chosen again
 });
 byId("ask").addEventListener("click", why);
+byId("look").addEventListener("click", look);
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const told = byId("key").value.trim();

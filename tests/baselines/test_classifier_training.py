@@ -20,7 +20,7 @@ from rbft.models.load import read_card
 from rbft.records import Example, Prediction, prediction_schema
 from rbft.video.decode import decode
 from tests.baselines.classifiers import Kind, make_tiny_classifier
-from tests.baselines.trainings import MakeSpec, train_and_predict, train_each, train_to_error, train_until
+from tests.baselines.trainings import MakeSpec, predict_after_the_first, train_and_predict, train_each, train_to_error, train_until
 from tests.samples import TASK, write_video
 from tests.training.workers import run_workers
 
@@ -187,3 +187,20 @@ def test_bfloat16_trains_weights_that_are_stored_in_float32(make_spec: MakeSpec,
     spec = make_spec("bf16", epochs=1, precision="bf16", gradient_checkpointing=True)
     run_workers(train_classifier, 1, spec, items)
     assert {parameter.dtype for parameter in load_trained(Path(spec.folder) / "final").model.parameters()} == {torch.float32}
+
+
+def test_a_worker_that_has_predicted_its_share_does_not_wait_for_the_others(
+    whole: ClassifierSpec, items: list[TrainingItem], tmp_path: Path
+) -> None:
+    folder, stop_file = tmp_path / "rows", tmp_path / "stop"
+    assert run_workers(predict_after_the_first, 2, whole, items, str(folder), stop_file) == [None, None]
+    assert set(predictions(folder)) == {item.example.id for item in items}
+
+
+def test_a_worker_that_is_asked_to_stop_leaves_its_predictions_to_the_next(
+    whole: ClassifierSpec, items: list[TrainingItem], tmp_path: Path
+) -> None:
+    folder, stop_file = tmp_path / "rows", tmp_path / "stop"
+    stop_file.write_text("a test")
+    said = run_workers(predict_after_the_first, 2, whole, items, str(folder), stop_file)
+    assert all("predictions: stopped (a test)" in why for why in said) and not folder.exists()

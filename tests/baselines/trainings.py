@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
+from ray_jobs.video_classifiers import predict_share
+from rbft import rows
 from rbft.baselines.classifier_prediction import predict_videos
 from rbft.baselines.classifier_spec import ClassifierSpec
 from rbft.baselines.classifier_training import train_classifier
 from rbft.config import TrainingConfig, VideoClassifierConfig, VideoConfig
 from rbft.data.samples import TrainingItem
 from rbft.errors import TrainingError, TrainingStopped
+from rbft.records import prediction_schema
 from tests.samples import TASK
 
 
@@ -86,3 +92,19 @@ def train_each(all_of_them: list[tuple[ClassifierSpec, list[TrainingItem]]]) -> 
 def train_and_predict(spec: ClassifierSpec, items: list[TrainingItem], folder: str) -> None:
     train_classifier(spec, items)
     predict_videos(spec, [item.example for item in items], folder, rows_per_part=3)
+
+
+def predict_after_the_first(spec: ClassifierSpec, items: list[TrainingItem], folder: str, stop_file: Path) -> str | None:
+    """What each worker says at its end; all but the first begin when the first has ended."""
+    ended = stop_file.with_suffix(".ended")
+    deadline = time.monotonic() + 120
+    while dist.get_rank() > 0 and not ended.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the first worker has not ended")
+        time.sleep(0.02)
+    work = (spec, folder, [item.example for item in items])
+    said = predict_share({"works": [work], "rows_per_part": 2, "errors_too": True, "stop_file": stop_file})
+    if dist.get_rank() == 0:
+        assert len(rows.done_ids(folder, prediction_schema())) < len(items)
+        ended.touch()
+    return None if said is None else str(said)

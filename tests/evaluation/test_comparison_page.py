@@ -16,6 +16,7 @@ from rbft.evaluation.locate import find_predictions
 from rbft.evaluation.predictions import write_predictions
 from rbft.evaluation.run_clips import read_run_clips
 from rbft.evaluation.side_by_side import side_by_side
+from rbft.evaluation.thumbnails import MAX_FRAMES, MAX_HEIGHT
 from rbft.layout import RunLayout
 from rbft.records import Prediction
 from tests.evaluation.sample_report import ATTACK, TASK, sample_predictions
@@ -75,9 +76,11 @@ def test_frames_come_from_the_runs_own_files_and_a_lost_video_has_none(tmp_path:
     layout = RunLayout(f"{tmp_path}/run")
     kept, lost = (replace(example, uri=f"{world.parent}/{example.uri}") for example in read_manifest(str(world)))
     write_manifest([kept, replace(lost, uri=f"{tmp_path}/lost.mp4")], layout.manifest)
-    storage.write_bytes(layout.config, b"video: {max_frames: 4, max_pixels: 7056}\n")
+    storage.write_bytes(layout.config, b"video: {max_frames: 12, max_pixels: 50176}\n")
     clips = read_run_clips(layout.root, [kept.id, lost.id, "of another manifest"])
-    assert clips.keys() == {kept.id} and clips[kept.id].num_frames == 4
+    assert clips.keys() == {kept.id}
+    num_frames, height, _, _ = clips[kept.id].frames_THWC.shape  # of as few and small frames as are shown
+    assert num_frames <= MAX_FRAMES and height <= MAX_HEIGHT
     assert read_run_clips(f"{tmp_path}/no-run", [kept.id]) == {}
 
 

@@ -47,13 +47,14 @@ def ray_cluster(short_tmp: Path) -> Iterator[RayCluster]:
     """`ray start --head` with a token of its own; ended by pid. This process is given the environment to join it."""
     token = short_tmp / "token"
     token.write_text("0123456789abcdef" * 4)
-    port, dashboard_port, metrics_port = _free_port(), _free_port(), _free_port()
+    port, dashboard_port, metrics_port = free_port(), free_port(), free_port()
     joins = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     command = [
         *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"),
         *(
             f"--dashboard-port={dashboard_port}",
             f"--metrics-export-port={metrics_port}",
+            f"--dashboard-agent-listen-port={free_port()}",  # else that of every Ray on the machine, and a second one takes no jobs
             "--num-cpus=6",
             f"--object-store-memory={512 << 20}",
             f"--temp-dir={short_tmp / 'ray'}",
@@ -65,7 +66,7 @@ def ray_cluster(short_tmp: Path) -> Iterator[RayCluster]:
         f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", joins | {"RAY_ADDRESS": f"127.0.0.1:{port}"}, head.pid, metrics_port
     )
     try:
-        _wait_until(lambda: _answers(f"{cluster.dashboard}/api/version", token.read_text()), 120, f"ray start: see {log.name}")
+        wait_until(lambda: answers(f"{cluster.dashboard}/api/version", token.read_text()), 120, f"ray start: see {log.name}")
         os.environ.update(cluster.environment)
         yield cluster
     finally:
@@ -149,9 +150,9 @@ def wait_for(condition: Callable[[], bool], job: subprocess.Popen[str], timeout_
     def holds_or_ended() -> bool:
         return condition() or job.poll() is not None
 
-    _wait_until(holds_or_ended, timeout_s, "the job did not get that far")
+    wait_until(holds_or_ended, timeout_s, "the job did not get that far")
     if job.poll() is not None and not condition():
-        raise AssertionError(job.stdout.read() if job.stdout else "the job ended")
+        raise AssertionError("".join(stream.read() for stream in (job.stdout, job.stderr) if stream) or "the job ended")
 
 
 def end_process_tree(pid: int) -> None:
@@ -168,7 +169,7 @@ def end_process_tree(pid: int) -> None:
     psutil.wait_procs(alive, timeout=10)
 
 
-def _wait_until(condition: Callable[[], bool], timeout_s: float, message: str) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float, message: str) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -176,7 +177,7 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float, message: str) -
         time.sleep(0.05)
 
 
-def _answers(url: str, token: str) -> bool:
+def answers(url: str, token: str) -> bool:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
@@ -185,7 +186,7 @@ def _answers(url: str, token: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from miniature.world import sample_world
 from miniature.write import write_world
 from rbft import rows
-from rbft.evaluation.calibration import Calibration
+from rbft.evaluation.calibration import Calibration, apply_calibration
 from rbft.evaluation.predictions import predictions_from_table
 from rbft.evaluation.probabilities import evaluate_probabilities
 from rbft.records import Prediction, prediction_schema
@@ -46,3 +47,12 @@ def test_what_was_fitted_on_validation_is_what_the_report_says_of_the_test_clips
     assert told["ece"] == pytest.approx(evaluate_probabilities(held_out, LABELS).ece), "the summary has the system as it is"
 
     assert "scoring" not in jobs.run("pipeline", "calibrated", *settings)
+
+    # The same videos as somebody brings them who wants labels and has none.
+    output = tmp_path / "labels"
+    flags = ["--manifest", str(manifest), "--output", str(output)]
+    assert "56 of 56 videos" in jobs.run("classify", "calibrated", *settings, "serve.system=zero-shot", flags=flags)
+    with (output / "labels.csv").open() as table:
+        labels = {row["id"]: row["label"] for row in csv.DictReader(table)}
+    expected = {row.id: row.predicted for row in apply_calibration(held_out, fitted)}
+    assert len(labels) == 56 and {id_: labels[id_] for id_ in expected} == expected

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import psutil
 import pytest
 
 from rbft import rows
+from rbft.client import Client
+from rbft.errors import EngineError, ServiceError
 from rbft.records import rationale_schema
-from tests.integration.conftest import TRAINING, Jobs, wait_for
+from tests.integration.conftest import TRAINING, Jobs, wait_for, wait_until
 from tests.integration.training_runs import lineage, num_logged, weights
 from tests.s3 import FlakyS3
+from tests.serve.samples import write_clip
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 
@@ -63,12 +67,15 @@ def has_parts(run: Path) -> bool:
 
 def node_with(nodes: Any, actor: str) -> Any:
     """A worker node below whose raylet an actor of that class runs."""
-    for node in nodes.worker_nodes:
-        (raylet,) = node.all_processes["raylet"]
-        below = psutil.Process(raylet.process.pid).children(recursive=True)
-        if any(actor in " ".join(_cmdline(process)) for process in below):
-            return node
-    raise AssertionError(f"no node has an {actor}")
+    found = next((node for node in nodes.worker_nodes if has_actor(node, actor)), None)
+    assert found is not None, f"no node has an {actor}"
+    return found
+
+
+def has_actor(node: Any, actor: str) -> bool:
+    (raylet,) = node.all_processes["raylet"]
+    below = psutil.Process(raylet.process.pid).children(recursive=True)
+    return any(actor in " ".join(_cmdline(process)) for process in below)
 
 
 def _cmdline(process: psutil.Process) -> list[str]:
@@ -210,3 +217,43 @@ def test_training_takes_another_worker_when_a_node_comes(jobs_on_nodes: Jobs, no
     output, _ = job.communicate(timeout=900)
     assert job.returncode == 0 and "(there is room for 2 workers)" in output, output
     assert num_logged(run) == 16 * 12 and lineage(run)["num_workers"] == 2
+
+
+@pytest.fixture
+def service(jobs_on_nodes: Jobs, miniature_model: Path) -> Iterator[Client]:
+    """A client of two replicas, of which a node has room for one."""
+    words = ["--config", "configs/miniature.yaml", "--model", str(miniature_model), "--port", "0"]
+    words += ["--set", "serve.num_replicas=2", "--set", "engine.num_cpus=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve", *words],
+        cwd=jobs_on_nodes.repository,
+        env=os.environ | jobs_on_nodes.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        ready = next((line for line in process.stdout if line.startswith("ready: ")), None)
+        assert ready is not None, "the service did not start"
+        with Client(ready.split()[1]) as client:
+            yield client
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=300)
+
+
+def test_a_node_that_dies_under_serving_costs_at_most_what_its_replica_had(service: Client, nodes: Any, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "square.mp4", seconds=8)
+    expected = service.classify(clip).probabilities
+    nodes.remove_node(node_with(nodes, "ServeReplica"), allow_graceful=False)
+    in_a_row, deadline = 0, time.monotonic() + 300
+    while in_a_row < 20:
+        assert time.monotonic() < deadline, "the other replica does not answer"
+        try:
+            assert service.classify(clip).probabilities == pytest.approx(expected, abs=1e-4)
+            in_a_row += 1
+        except (ServiceError, EngineError):  # it was in the dead replica, or on its way there
+            in_a_row = 0
+    joined = nodes.add_node(num_cpus=3, object_store_memory=256 << 20)
+    wait_until(lambda: has_actor(joined, "ServeReplica"), 600, "no replica on the node that came")

@@ -23,6 +23,8 @@ from rbft.engines.hf import HFEngine
 from rbft.engines.labels import probabilities
 from rbft.keys import add_key
 from rbft.video.pool import DecodePool
+from serve.attention import AttentionModel
+from serve.model import ServedModel
 from tests.integration.conftest import RayCluster
 from tests.serve.samples import write_clip
 from tests.tiny_models import make_tiny_model
@@ -93,7 +95,7 @@ def test_an_uploaded_clip_gets_the_probabilities_of_evaluation(
     pool.close()
     engine = HFEngine(config.model.model_copy(update={"path": str(miniature_model)}), config.video.spec())
     by_hf = probabilities(asyncio.run(engine.score(clip, config.task.question_messages(), config.task.labels)))
-    assert answer.probabilities == pytest.approx(by_hf, abs=2e-3)
+    assert answer.probabilities == pytest.approx(by_hf, abs=1e-3)
 
 
 def test_a_rationale_comes_with_its_sections(client: Client, clip_path: Path, config: RunConfig) -> None:
@@ -115,6 +117,21 @@ def test_why_is_told_word_by_word_without_a_second_upload(client: Client, clip_p
     next(stream)
     stream.close()
     assert client.classify(clip_path).label == answer.label, "one that hung up leaves the service as it was"
+
+
+def test_where_it_looks_is_told_by_another_process(client: Client, clip_path: Path, config: RunConfig, miniature_model: Path) -> None:
+    answer = client.classify(clip_path)
+    looks = client.attention(video_id=answer.video_id)
+    assert client.task().has_attention and "decode" not in looks.timing_s
+
+    pool = DecodePool(1, 60.0, 2 << 30)
+    clip = asyncio.run(pool.decode_async(str(clip_path), config.video.spec()))
+    pool.close()
+    served = ServedModel(miniature_model, answer.model, config.task, config.video.spec(), {})
+    directly = asyncio.run(AttentionModel(served, config.model, config.evaluation.attention.num_layers).look(clip, None))
+    assert looks.video_share == pytest.approx(directly.video_share, abs=1e-4)
+    assert [heatmap.share for heatmap in looks.heatmaps] == pytest.approx([heatmap.share for heatmap in directly.heatmaps], abs=1e-4)
+    assert client.attention(clip_path).heatmaps == looks.heatmaps
 
 
 def test_without_a_key_only_health_is_told(client: Client, clip_path: Path) -> None:
@@ -162,6 +179,16 @@ def test_a_qwen2_vl_answers_too(repository: Path, clip_path: Path, tmp_path: Pat
         answer = client.classify(clip_path)
         assert math.fsum(answer.probabilities.values()) == pytest.approx(1)
         assert client.rationale(clip_path).num_tokens > 0
+
+
+@pytest.mark.slow
+def test_a_model_that_a_canary_finds_wrong_is_not_served(repository: Path, clip_path: Path) -> None:
+    canary = f"serve.canary={{video: {clip_path}, label: none of them}}"
+    command = [sys.executable, "-m", "serve", "--config", "configs/miniature.yaml", "--port", "0"]
+    command += ["--set", "serve.system=zero-shot", "--set", canary, "--set", "serve.attention=false"]
+    done = subprocess.run(command, cwd=repository, env=without_cluster(), capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 1 and "ready:" not in done.stdout
+    assert f"the canary {clip_path} is none of them, and the model says" in done.stderr
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import threading
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rbft.data.manifest import read_manifest, write_manifest
-from tests.integration.conftest import NUM_TRAIN, Jobs, RayCluster, wait_for
+from tests.integration.conftest import NUM_TRAIN, TRAINING, Jobs, RayCluster, wait_for
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -154,25 +156,45 @@ def test_errors_are_tried_again_when_asked_and_nothing_else_is(jobs: Jobs, tmp_p
 
 def test_what_engines_do_can_be_watched(jobs: Jobs, ray_cluster: RayCluster) -> None:
     """Ray's metrics endpoint of the node, which the dashboard and Prometheus read, while a job runs."""
-    job = jobs.start("generate", "watched")
+    seen = watch(jobs.start("generate", "watched"), ray_cluster, "ray_rbft_inference_")
+    assert seen.keys() - {"idle_seconds_total"} == {  # it may never have been
+        *("videos_total", "tokens_total", "decode_seconds_total", "suspect_blocks_total"),
+        *("requests", "clips", "frame_bytes", "remaining_videos"),
+    }
+    assert seen["videos_total"] > 0 and seen["tokens_total"] > 4 * seen["videos_total"]
+    assert seen["suspect_blocks_total"] < 0.5
+
+
+@pytest.mark.slow
+def test_how_training_goes_can_be_watched(jobs: Jobs, ray_cluster: RayCluster) -> None:
+    seen = watch(jobs.start("train", "watched", *TRAINING), ray_cluster, "ray_rbft_training_")
+    assert seen.keys() == {"step", "num_steps", "loss", "grad_norm", "samples_per_second", "data_wait_ratio", "failures_total"}
+    assert 1 <= seen["step"] <= seen["num_steps"] == 12
+    assert seen["failures_total"] < 0.5
+
+
+def watch(job: subprocess.Popen[str], ray_cluster: RayCluster, prefix: str) -> dict[str, float]:
+    """The metrics that begin with `prefix`, without it, as they were last, at the end of `job`. Fails the test if the job does."""
     seen: dict[str, float] = {}
 
-    def all_seen() -> bool:
-        seen.update(scrape(ray_cluster))
-        return {"videos", "generated_tokens", "engine_requests", "clips_in_flight", "frame_bytes", "decode_s"} <= set(seen)
+    def is_over() -> bool:
+        with suppress(OSError):  # right after a head starts, nobody answers there
+            seen.update({name.removeprefix(prefix): value for name, value in scrape(ray_cluster).items() if name.startswith(prefix)})
+        return job.poll() is not None
 
-    wait_for(all_seen, job)
-    output, _ = job.communicate(timeout=900)
+    wait_for(is_over, job, timeout_s=900)
+    is_over()  # a job sends what it has last when it ends
+    output = job.stdout.read() if job.stdout else ""
     assert job.returncode == 0, output
-    assert seen["videos"] > 0 and seen["generated_tokens"] > 4 * seen["videos"]
+    return seen
 
 
 def scrape(ray_cluster: RayCluster) -> dict[str, float]:
-    """Our metrics at the node's Prometheus endpoint, by name; of several with other tags, the sum."""
+    """What is at the node's Prometheus endpoint, by name; of several with other tags, the sum."""
     found: dict[str, float] = {}
     with urllib.request.urlopen(f"http://127.0.0.1:{ray_cluster.metrics_port}/metrics", timeout=10) as answer:
         for line in answer.read().decode().splitlines():
-            if line.startswith("ray_rbft_"):
-                name, value = line.removeprefix("ray_rbft_").partition("{")[0], float(line.rpartition(" ")[2])
-                found[name.removesuffix("_total")] = found.get(name.removesuffix("_total"), 0.0) + value
+            if not line.startswith("#"):
+                name, value = line.partition("{")[0], float(line.rpartition(" ")[2])
+                found[name] = found.get(name, 0.0) + value
     return found

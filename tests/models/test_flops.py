@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rbft.models.chat import ChatAdapter
 from rbft.models.flops import model_flops, peak_flops
+from rbft.models.last_layer import narrow_last_layer
 from rbft.models.load import load_model
 from rbft.training.loss import SupervisedLoss
 from tests.samples import SPEC, TASK, random_clip
@@ -20,6 +21,7 @@ from tests.tiny_models import Kind, make_tiny_model
 def test_the_count_is_pytorchs_own(tmp_path: Path, kind: Kind, frozen: str) -> None:
     folder = make_tiny_model(tmp_path / kind, kind)
     model = load_model(folder, "float32", "eager").train()
+    narrow_last_layer(model)
     for name, parameter in model.named_parameters():
         is_vision = "visual." in name
         parameter.requires_grad = frozen == "nothing" or is_vision != (frozen == "vision tower")

@@ -63,7 +63,7 @@ def test_an_api_model_is_a_row_of_report_and_summary_by_its_text(open_run: OpenR
     right = sum(row.generated_label == row.label for row in rows)
     folder = Path(str(run.artifact("evaluation/asked")))
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert set(metrics) == {"generate"} and metrics["generate"]["accuracy"] == pytest.approx(right / 6)
+    assert set(metrics) == {"fingerprint", "generate"} and metrics["generate"]["accuracy"] == pytest.approx(right / 6)
     assert metrics["generate"]["coverage"] == pytest.approx(4 / 6)
     usage = json.loads((folder / "usage.json").read_text())
     assert (usage["num_refusals"], usage["num_input_tokens"], usage["cost_usd"]) == (1, 6 * 21, pytest.approx(6 * 21e-5))

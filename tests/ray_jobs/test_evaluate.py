@@ -84,6 +84,35 @@ def test_a_run_is_calibrated_on_validation_and_reports_both_numbers(repository: 
     assert {part.by for part in system.slices} >= {"duration"}
 
 
+def test_metrics_are_computed_again_only_when_something_they_are_made_of_has_changed(
+    repository: Path, tmp_path: Path, sources: list[str]
+) -> None:
+    run = _open(repository, tmp_path, sources, "evaluation.calibrate=true")
+    for use in ("evaluation", "calibration"):
+        _answer(run, use)
+    evaluate([run])
+    true = make_report(run).systems[0]
+    folder = run.artifact(f"evaluation/{SYSTEM}")
+    for file, value in (("metrics.json", 77.0), ("calibrated.json", 78.0)):  # as no computation would give
+        kept = storage.read_json(f"{folder}/{file}")
+        kept["probabilities"]["brier"] = value
+        storage.write_json(f"{folder}/{file}", kept)
+
+    again = _open(repository, tmp_path, sources, "evaluation.calibrate=true")
+    evaluate([again])
+    (system,) = make_report(again).systems
+    assert system.probabilities is not None and system.calibrated is not None
+    assert system.probabilities.brier == 77.0 and system.calibrated.probabilities.brier == 78.0
+
+    reseeded = _open(repository, tmp_path, sources, "evaluation.calibrate=true", "seed=8")
+    evaluate([reseeded])
+    (system,) = make_report(reseeded).systems
+    assert reseeded.artifact(f"evaluation/{SYSTEM}") == folder and system.probabilities is not None and true.probabilities is not None
+    assert system.probabilities.brier == true.probabilities.brier
+    storage.write_bytes(f"{folder}/metrics.json", b"{")
+    assert make_report(reseeded).systems[0].probabilities == system.probabilities
+
+
 def test_without_being_asked_validation_videos_are_left_alone(repository: Path, tmp_path: Path, sources: list[str]) -> None:
     run = _open(repository, tmp_path, sources)
     _answer(run, "evaluation")

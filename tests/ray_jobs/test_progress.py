@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from ray_jobs.progress import Progress
+from ray_jobs.progress import Progress, say
+from rbft import log_fields
 
 
 def test_the_rate_is_that_of_the_work_and_not_of_the_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,3 +29,12 @@ def test_the_end_is_always_said(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
         said.add(1)
     assert "evaluate: 3/3 clips" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_lines_are_json_where_rays_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RAY_LOGGING_CONFIG_ENCODING", "JSON")
+    monkeypatch.setattr(log_fields, "_FIELDS", {"run": "mine"})
+    say('generate: "half" done')
+    told = json.loads(capsys.readouterr().out)
+    assert (told["message"], told["levelname"], told["run"]) == ('generate: "half" done', "INFO", "mine")
+    assert told["elapsed_s"] >= 0 and told["asctime"].endswith("+00:00")

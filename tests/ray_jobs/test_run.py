@@ -387,6 +387,18 @@ def test_stage_two_gets_what_it_is_asked_to_have(labelled_run: OpenRun) -> None:
     assert (weighted.spec.lineage["class_balance"], replayed.spec.lineage["num_replay"]) == ("loss", 3)
 
 
+def test_a_share_of_the_rationales_is_held_out_of_stage_one_and_of_replay(labelled_run: OpenRun) -> None:
+    share = "training.rationale_validation_share=0.34"
+    plain, held = ({each.spec.name: each for each in plan_stages(labelled_run(*more))} for more in ((), (share, BEYOND["replay"])))
+    first = held["rb-ft/rationale"]
+    out, learned = ({item.example.id for item in items} for items in (first.spec.held_out, first.items))
+    assert (len(out), len(learned)) == (2, 4) and out | learned == {item.example.id for item in plain["rb-ft/rationale"].items}
+    assert first.spec.lineage["num_held_out_rationales"] == 2 and plain["rb-ft/rationale"].spec.held_out == ()
+    second = held["rb-ft/classify"]
+    assert len(second.items) == 8 and {item.example.id for item in second.items[6:]} <= learned
+    assert second.spec.held_out == () and held["direct-sft-1/classify"].spec.fingerprint == plain["direct-sft-1/classify"].spec.fingerprint
+
+
 def test_validation_without_a_validation_split_is_refused(open_run: OpenRun) -> None:
     with pytest.raises(DataError, match=r"no labelled video is in the split validation; give it a share"):
         plan_stages(open_run("evaluation.systems=[direct-sft-1]", BEYOND["validation"]))

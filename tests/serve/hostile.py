@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.samples import write_jpeg_video
+from tests.serve.samples import write_other
 
 UNREADABLE = frozenset(("video_format", "video_decode", "no_video_stream", "video_empty", "video_too_large", "video_memory"))
 """What a broken file may be called."""
@@ -23,7 +24,7 @@ class Hostile:
 
 def hostile_files(good: bytes, good_path: Path, folder: Path) -> dict[str, Hostile]:
     """By name, what must be refused, and how. `good` are the bytes of the sound video in `good_path`, which lists point to."""
-    return _no_videos() | _lists(good_path) | _bombs(folder) | _lies(good) | _cuts(good) | _flips(good)
+    return _no_videos() | _lists(good_path) | _bombs(folder) | _lies(good) | _cuts(good) | _flips(good) | _other_containers(folder)
 
 
 def _no_videos() -> dict[str, Hostile]:
@@ -132,4 +133,21 @@ def _flips(good: bytes) -> dict[str, Hostile]:
         for _ in range(draw.choice((1, 4, 64))):
             content[draw.randrange(moov, len(good)) if seed % 2 else draw.randrange(len(good))] ^= 1 << draw.randrange(8)
         files[f"bits turned over, {seed}"] = Hostile(bytes(content), UNREADABLE | {"ok"})
+    return files
+
+
+def _other_containers(folder: Path) -> dict[str, Hostile]:
+    """Cuts and flips of what is no MP4: much of such a file does not depend on a table, and may still be read."""
+    files = {}
+    for suffix in ("mkv", "avi", "ts", "webm", "mov", "mpg"):
+        good = write_other(folder / f"other.{suffix}").read_bytes()
+        files[f"{suffix}, sound"] = Hostile(good, frozenset(("ok",)))
+        for share in (1, 5, 9):
+            files[f"{suffix} cut after {share} tenths"] = Hostile(good[: len(good) * share // 10], UNREADABLE | {"ok"})
+        for seed in range(6):
+            draw, content = random.Random(seed), bytearray(good)
+            for _ in range(draw.choice((1, 8, 200))):
+                content[draw.randrange(len(good) if seed % 2 else 400)] ^= 1 << draw.randrange(8)
+            files[f"{suffix} with bits turned over, {seed}"] = Hostile(bytes(content), UNREADABLE | {"ok"})
+        files[f"{suffix} with an MP4's beginning"] = Hostile(b"\x00\x00\x00\x18ftypisom" + good[12:], UNREADABLE | {"ok"})
     return files

@@ -30,3 +30,19 @@ def write_clip(path: Path, seconds: int = 4) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+_CODECS = {".webm": "libvpx", ".mpg": "mpeg1video", ".avi": "mpeg4"}
+
+
+def write_other(path: Path) -> Path:
+    """Two seconds of noise that gets lighter, in the container that the suffix of `path` says; returns `path`."""
+    noise_HWC = np.random.default_rng(0).integers(0, 90, (64, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(_CODECS.get(path.suffix, "libx264"), rate=25)
+        stream.height = stream.width = 64
+        stream.pix_fmt = "yuv420p"
+        for step in range(50):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise_HWC + np.uint8(3 * step), format="rgb24")))
+        container.mux(stream.encode())
+    return path

@@ -11,8 +11,10 @@ import pytest
 from pydantic import BaseModel
 
 from rbft import errors
-from rbft.api import ClassifyAnswer, Problem, RationaleAnswer, TaskAnswer
-from serve.app import MAX_CONTEXT_CHARACTERS
+from rbft.api import AttentionAnswer, BatchAnswer, ClassifyAnswer, FramesAnswer, Problem, RationaleAnswer, TaskAnswer
+from rbft.config import ServeConfig
+from rbft.keys import add_key
+from serve.app import MAX_CONTEXT_CHARACTERS, build_app
 from serve.problems import MEDIA_TYPE, status_of
 from tests.serve.samples import SPEC, TASK
 from tests.serve.scripted import FACTS, VERSION, ScriptedClassifier, client_of, raising, request
@@ -51,8 +53,8 @@ def test_an_upload_is_gone_after_the_answer_and_never_has_the_clients_name(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     classifier = ScriptedClassifier(raising(error) if error else None)
     request(classifier, "POST", "/v1/classify", files=CLIP)
-    assert [path.name for path in classifier.paths] == ["video"]
-    assert tmp_path in classifier.paths[0].parents
+    (path,) = classifier.paths
+    assert path.parent == tmp_path and path.name.startswith("rbft-upload-") and CLIP["video"][0] not in path.name
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,7 +130,9 @@ def test_a_body_of_unknown_length_is_counted_while_it_is_read(num_bytes: int, st
 @pytest.mark.parametrize(
     ("request_", "status", "names"),
     [
-        ({"json": {"video": "https://example.org/a.mp4"}}, 415, "multipart/form-data"),
+        ({"json": {"video": "https://example.org/a.mp4"}}, 422, "video"),
+        ({"json": {}}, 422, "video"),
+        ({"json": [1]}, 400, "JSON object"),
         ({"content": b"bytes", "headers": {"content-type": "video/mp4"}}, 415, "multipart/form-data"),
         ({}, 415, "multipart/form-data"),
         ({"files": {"film": b"bytes"}}, 422, "video"),
@@ -233,25 +237,57 @@ def test_the_description_names_the_problems_of_each_route_with_codes_that_go_wit
     assert "404" in paths["/v1/rationale"]["post"]["responses"]
 
 
-def test_the_description_has_an_example_of_each_answer_and_says_where_a_key_is_needed() -> None:
+def test_the_description_has_an_example_of_each_answer_and_says_where_a_key_is_needed(tmp_path: Path) -> None:
     paths = _described()["paths"]
+    add_key(tmp_path / "keys.txt", "a")
+    with_keys = build_app(ScriptedClassifier(), ServeConfig(keys=str(tmp_path / "keys.txt")), 1, 1).openapi()["paths"]
     bodies: list[tuple[str, str, type[BaseModel]]] = [
         ("/v1/classify", "post", ClassifyAnswer),
         ("/v1/rationale", "post", RationaleAnswer),
+        ("/v1/attention", "post", AttentionAnswer),
+        ("/v1/frames", "post", FramesAnswer),
+        ("/v1/classify/batch", "post", BatchAnswer),
         ("/v1/task", "get", TaskAnswer),
     ]
     for route, method, body in bodies:
         operation = paths[route][method]
         body.model_validate(operation["responses"]["200"]["content"]["application/json"]["example"])
-        assert operation["security"] == [{"HTTPBearer": []}]
+        assert with_keys[route][method]["security"] == [{"HTTPBearer": []}] and "security" not in operation
     assert "event: end" in paths["/v1/rationale"]["post"]["responses"]["200"]["content"]["text/event-stream"]["example"]
-    assert "security" not in paths["/healthz"]["get"]
+    assert "security" not in with_keys["/healthz"]["get"]
+
+
+def test_the_description_has_json_for_every_form_that_needs_no_file() -> None:
+    paths = _described()["paths"]
+    content = {route: path["post"]["requestBody"]["content"] for route, path in paths.items() if "post" in path}
+    json = {route: set(kinds["application/json"]["schema"]["properties"]) for route, kinds in content.items() if len(kinds) == 2}
+    assert json == {
+        "/v1/classify": {"url", "context", "threshold", "top_k", "with_rationale"},
+        "/v1/rationale": {"url", "video_id", "context"},
+        "/v1/attention": {"url", "video_id", "context"},
+        "/v1/frames": {"video_id"},
+    }
+    assert content.keys() - json.keys() == {"/v1/classify/batch"}
+    assert all("multipart/form-data" in kinds and "application/x-www-form-urlencoded" not in kinds for kinds in content.values())
 
 
 def test_the_description_explains_every_field_of_an_answer() -> None:
     schemas = _described()["components"]["schemas"]
-    plain = {"model", "video", "labels", "name", "max_context_characters", "limits", "sampled", "label", "text", "num_tokens"}
-    for answer in ("ClassifyAnswer", "RationaleAnswer", "TaskAnswer", "Limits"):
+    plain = {
+        "model",
+        "video",
+        "labels",
+        "name",
+        "max_context_characters",
+        "limits",
+        "sampled",
+        "label",
+        "text",
+        "num_tokens",
+        "width",
+        "height",
+    }
+    for answer in ("ClassifyAnswer", "RationaleAnswer", "AttentionAnswer", "Heatmap", "BatchItem", "BatchAnswer", "TaskAnswer", "Limits"):
         unexplained = {name for name, field in schemas[answer]["properties"].items() if "description" not in field}
         assert unexplained <= plain | {"num_prompt_tokens", "request_id", "timing_s"}, answer
 

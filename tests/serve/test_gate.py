@@ -146,7 +146,7 @@ def test_a_client_does_not_choose_the_request_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "is_taken"), [("0f-proxy-made-this", True), ("x" * 65, False), ("a b\tc: key=admin", False), ("", False)]
+    ("given", "is_taken"), [("0f-proxy-made-this", True), ("x" * 65, False), ("short", False), ("a b\tc: key=admin", False), ("", False)]
 )
 def test_behind_a_proxy_that_gives_ids_its_is_the_one_unless_it_could_forge_a_log(given: str, is_taken: bool) -> None:
     async def send() -> httpx.Response:

@@ -12,18 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from rbft.api import ClassifyAnswer, RationaleAnswer
-from rbft.config import ServeConfig
+from rbft.api import ClassifyAnswer, ModelVersion, RationaleAnswer
+from rbft.config import ModelConfig, ServeConfig
 from rbft.errors import EngineGoneError, OverloadedError
 from rbft.keys import add_key, remove_key
 from rbft.records import Clip
 from rbft.video.pool import DecodePool
 from serve.app import build_app
+from serve.attention import AttentionModel
 from serve.clips import Seen
+from serve.model import ServedModel
 from serve.service import facts
 from tests.browser import Page, browser_page, needs_browser
 from tests.serve.conftest import listening
-from tests.serve.samples import SPEC
+from tests.serve.samples import SPEC, TASK
 from tests.serve.scripted import VERSION, ScriptedClassifier, raising
 
 pytestmark = needs_browser
@@ -85,6 +87,15 @@ def classifier(decoders: DecodePool) -> Looking:
 def url(classifier: Looking, clip_path: Path) -> Iterator[str]:
     """Where a service without keys and with a sample listens."""
     with listening(build_app(classifier, ServeConfig(samples=(str(clip_path),)), 2, 1)) as address:
+        yield address
+
+
+@pytest.fixture
+def looking_url(classifier: Looking, clip_path: Path, trained_folder: Path) -> Iterator[str]:
+    """Where a service listens that also tells where its (tiny, random) model looks."""
+    served = ServedModel(trained_folder, ModelVersion(name="tiny", fingerprint="f"), TASK, SPEC, {})
+    looker = AttentionModel(served, ModelConfig(path="", dtype="float32"), 4)
+    with listening(build_app(classifier, ServeConfig(samples=(str(clip_path),)), 2, 1, looker=looker)) as address:
         yield address
 
 
@@ -170,6 +181,52 @@ def test_a_rationale_that_fails_on_the_way_leaves_what_was_said_and_can_be_asked
     page.click("#error button")
     page.wait_for("document.querySelector('#rationale dd')")
     assert _text(page, "#rationale") == "Scene\na hallway at night"
+
+
+def test_where_it_looked_lies_over_the_frames_and_goes_again(page: Page, looking_url: str, classifier: Looking, clip_path: Path) -> None:
+    _classified(page, looking_url, clip_path)
+    page.wait_for(f"{FRAMES} === 4")
+    pictures = "[...document.querySelectorAll('#frames img')].map(e => e.src)"
+    frames = page.run(pictures)
+    page.click("#look")
+    page.wait_for("document.querySelector('#look').ariaPressed === 'true'")
+    heatmaps = page.run(pictures)
+    assert len(heatmaps) == 4 and not set(heatmaps) & set(frames)
+    alts = page.run("[...document.querySelectorAll('#frames img')].map(e => [e.alt, e.naturalWidth > 0])")
+    assert all("% of the attention" in alt and is_drawn for alt, is_drawn in alts)
+    assert "under their heatmaps" in page.run("document.querySelector('#frames').ariaLabel")
+    assert "of its attention goes to the video" in _text(page, "#looks") and "Heatmaps" in _text(page, "#status")
+    page.click("#look")
+    assert page.run(pictures) == frames and page.run("document.querySelector('#looks').hidden")
+    assert page.run("document.querySelector('#look').ariaPressed") == "false"
+    page.click("#look")
+    assert page.run(pictures) == heatmaps, "at once, as they are there already"
+    page.choose_file("#file", clip_path)
+    page.wait_for(f"{FRAMES} === 4 && document.querySelector('#look').ariaPressed === 'false'")
+    assert len(classifier.paths) == 2, "no upload for the heatmaps"
+    assert page.run("document.querySelector('#shell').textContent").count("/v1/attention") == 1
+    assert page.complaints() == []
+
+
+def test_where_it_looked_is_reached_by_keyboard_and_fits_on_a_phone(page: Page, looking_url: str) -> None:
+    _opened(page, looking_url, PHONE)
+    page.click("#samples button")
+    page.wait_for(f"{SEEN} && {FRAMES} === 4")
+    for _ in range(20):
+        page.press("Tab")
+        if page.run("document.activeElement.id") == "look":
+            break
+    page.press("Enter")
+    page.wait_for("document.querySelector('#look').ariaPressed === 'true'")
+    assert page.run("document.activeElement.id") == "look", "the focus stays"
+    assert page.run("document.documentElement.scrollWidth") == PHONE and page.run("document.querySelector('#look').offsetHeight") >= 44
+
+
+def test_a_service_that_reads_no_attention_shows_no_button_for_it(page: Page, url: str, clip_path: Path) -> None:
+    _classified(page, url, clip_path)
+    page.wait_for(f"{FRAMES} === 4")
+    assert not page.run("document.querySelector('#look').checkVisibility()")
+    assert "/v1/attention" not in page.run("document.querySelector('#shell').textContent")
 
 
 def test_of_two_videos_the_later_is_shown(page: Page, url: str, classifier: Looking, clip_path: Path, tmp_path: Path) -> None:

@@ -134,6 +134,46 @@ def test_an_answer_can_bring_its_reasons() -> None:
     assert answer.timing_s["rationale"] > 0
 
 
+def test_a_rationale_that_finds_no_room_does_not_take_the_label_with_it() -> None:
+    classifier = ScriptedClassifier()
+    gate = asyncio.Event()
+
+    async def wait(number: int) -> None:
+        await gate.wait()
+
+    classifier.before_piece = wait
+
+    async def scenario() -> tuple[ClassifyAnswer, list[int]]:
+        async with client_of(classifier, max_running=1, max_queued_requests=1) as http:
+            others = [asyncio.create_task(http.post("/v1/rationale", files=CLIP)) for _ in range(3)]
+            await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)  # one is refused: the other two fill the places
+            answer = await _classified(http, context="abnormal", with_rationale="true")
+            gate.set()
+            return answer, sorted([(await other).status_code for other in others])
+
+    answer, others = asyncio.run(scenario())
+    assert answer.label == "abnormal" and answer.video_id and answer.rationale is None and others == [200, 200, 503]
+    problem = answer.rationale_problem
+    assert problem is not None and (problem.code, problem.status) == ("overloaded", 503)
+
+
+def test_a_rationale_that_is_not_ready_in_time_does_not_take_the_label_with_it() -> None:
+    classifier = ScriptedClassifier()
+
+    async def wait(number: int) -> None:
+        await asyncio.Event().wait()
+
+    classifier.before_piece = wait
+
+    async def scenario() -> ClassifyAnswer:
+        async with client_of(classifier, request_timeout_s=1.0) as http:
+            return await _classified(http, context="abnormal", with_rationale="true")
+
+    answer = asyncio.run(scenario())
+    assert answer.label == "abnormal" and answer.rationale_problem is not None and answer.rationale_problem.code == "request_timeout"
+    assert classifier.num_closed == 1
+
+
 def test_a_stream_has_its_start_its_pieces_and_the_whole_at_the_end() -> None:
     response = request(ScriptedClassifier(), "POST", "/v1/rationale", files=CLIP, headers=STREAM)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"

@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rbft.config import TrainingConfig
 from rbft.models.adapters import add_adapters
+from rbft.models.last_layer import narrow_last_layer
 from rbft.models.parameter_groups import freeze_parts
+from rbft.models.patches import PatchLayout
 from rbft.models.positions import use_reference_positions
 from rbft.models.shape import ModelShape, read_model_shape
 from rbft.training.activations import LiveBytes, recompute_activations
@@ -56,6 +58,7 @@ def live_bytes(shape: ModelShape, training: TrainingConfig) -> int:
     freeze_parts(model, training.freeze)
     if training.gradient_checkpointing:
         recompute_activations(model)
+    narrow_last_layer(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda of: setattr(of, "grad", None))
@@ -64,19 +67,21 @@ def live_bytes(shape: ModelShape, training: TrainingConfig) -> int:
     input_ids[:, 10 : 10 + SAMPLE.video] = config.video_token_id
     labels = torch.full_like(input_ids, -100)
     labels[:, -SAMPLE.answer :] = input_ids[:, -SAMPLE.answer :]
-    pixels = torch.randn(size * SAMPLE.video * shape.merge_size**2, 3 * shape.temporal_patch_size * shape.patch_size**2)
+    num_values = size * SAMPLE.video * shape.merge_size**2 * 3 * shape.temporal_patch_size * shape.patch_size**2
+    frames = torch.randint(0, 256, (num_values,), dtype=torch.uint8)
+    layout = PatchLayout(shape.patch_size, shape.merge_size, shape.temporal_patch_size, (127.0,) * 3, (60.0,) * 3)
     batch = {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
         "mm_token_type_ids": (input_ids == config.video_token_id).long() * 2,
         "labels": labels,
-        "pixel_values_videos": pixels,
+        "frames": frames,
         "video_grid_thw": torch.tensor([GRID] * size),
     }
-    loss = SupervisedLoss(model.train())
+    loss = SupervisedLoss(model.train(), layout)
     with LiveBytes() as live:
         loss(**batch).backward()
-    return live.most + pixels.nbytes
+    return live.most + frames.nbytes
 
 
 CASES: dict[str, dict[str, Any]] = {

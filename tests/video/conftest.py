@@ -10,6 +10,8 @@ import av
 import numpy as np
 import pytest
 
+from benchmarks.clips import same_scheduling
+
 WriteVideo = Callable[..., Path]
 
 
@@ -41,7 +43,7 @@ def write_video(tmp_path_factory: pytest.TempPathFactory) -> WriteVideo:
         **options: str,
     ) -> Path:
         path = tmp_path_factory.mktemp("video") / name
-        with av.open(str(path), "w", options=container_options or {}) as container:
+        with same_scheduling(), av.open(str(path), "w", options=container_options or {}) as container:
             stream = container.add_stream(codec, rate=fps, options={key.replace("_", "-"): value for key, value in options.items()})
             stream.height, stream.width = size
             stream.pix_fmt = pix_fmt

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rbft.evaluation.looking.attention_map import AttentionMap
 from rbft.evaluation.looking.boxes import FrameBoxes
+from rbft.evaluation.thumbnails import shown_frames
 from rbft.records import Clip
 
 if TYPE_CHECKING:
@@ -50,15 +51,19 @@ def colours(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def overlay(clip: Clip, attention: AttentionMap) -> Clip:
-    """`clip` under its heatmap, smooth between the centres of tokens; a token's frames have the same one."""
+def overlay(clip: Clip, attention: AttentionMap, num_frames: int | None = None) -> Clip:
+    """`clip` under its heatmap, smooth between the centres of tokens; a token's frames have the same one.
+
+    `num_frames`: of the whole clip, where `clip` is no more than is shown of it (`Thumbnails`).
+    """
     from PIL import Image
 
-    num_frames, height, width, _ = clip.frames_THWC.shape
+    num_shown, height, width, _ = clip.frames_THWC.shape
+    num_frames = num_shown if num_frames is None else num_frames
     scaled_THW = attention.scaled_THW
     frames_per_token = -(-num_frames // len(scaled_THW))
     frames = []
-    for index, frame_HWC in enumerate(clip.frames_THWC):
+    for index, frame_HWC in zip(shown_frames(num_frames, num_shown), clip.frames_THWC, strict=True):
         heat = Image.fromarray(scaled_THW[index // frames_per_token]).resize((width, height), Image.Resampling.BILINEAR)
         frames.append((1 - _OPACITY) * frame_HWC + _OPACITY * colours(np.asarray(heat)))
     return replace(clip, frames_THWC=np.stack(frames).round().astype(np.uint8))
@@ -73,7 +78,7 @@ def strip(
     """
     from PIL import Image, ImageDraw
 
-    chosen = np.unique(np.linspace(0, clip.num_frames - 1, min(max_frames, clip.num_frames)).round().astype(int))
+    chosen = shown_frames(clip.num_frames, max_frames)
     height, width = clip.frames_THWC.shape[1:3]
     frame_width = max(1, round(width * frame_height / height))
     rows = [("frames", clip), *((title, overlay(clip, attention)) for title, attention in attentions.items())]

@@ -13,6 +13,7 @@ from rbft.evaluation.figures import frame_images
 from rbft.evaluation.looking.attention_map import AttentionMap, map_schema, maps_from_table, maps_table
 from rbft.evaluation.looking.boxes import Box, boxes_in_frames
 from rbft.evaluation.looking.heatmaps import colours, frame_pngs, overlay, png, strip
+from rbft.evaluation.thumbnails import thumbnails
 from tests.evaluation.looking.clips import clip_of
 
 GRAY = clip_of(np.full((5, 56, 84, 3), 128, dtype=np.uint8))
@@ -38,6 +39,16 @@ def test_the_hot_token_is_the_yellowest_place_of_its_frames_and_of_no_others() -
     for frame in (2, 3):
         row, column = np.unravel_index(yellowness[frame].argmax(), (56, 84))
         assert row < 28 and column >= 56
+
+
+def test_thumbnails_lie_under_the_heat_of_their_own_frames() -> None:
+    few = thumbnails(GRAY, max_frames=3, max_height=28)
+    assert (few.clip.timestamps_s, few.clip.frames_THWC.shape, few.num_frames) == ((0.0, 2.0, 4.0), (3, 28, 42, 3), 5)
+    shown = overlay(few.clip, hot(1, 0, 2), few.num_frames).frames_THWC.astype(int)
+    yellowness = shown[..., 0] + shown[..., 1] - shown[..., 2]
+    assert (yellowness[[0, 2]] < 100).all()
+    row, column = np.unravel_index(yellowness[1].argmax(), (28, 42))
+    assert row < 14 and column >= 28
 
 
 def test_an_overlaid_clip_is_shown_as_any_clip_and_its_frames_are_png_files() -> None:

@@ -107,6 +107,7 @@ def stages(tiny_model: Path, videos: list[Path], tmp_path_factory: pytest.TempPa
     found = {
         "plain": plain,
         "to the end": trained_on(stage("to the end", validation=agreeing, probe=against[:2]), every_epochs=2.0, metric="loss"),
+        "held out": stage("held out", held_out=against[:2]),
         "ended early": trained_on(stage("ended early", validation=against), every_steps=1, patience=2),
     }
     run_workers(run_stages, 2, [(spec, items) for spec in found.values()])
@@ -170,6 +171,15 @@ def test_the_probe_is_measured_before_and_after(stages: dict[str, StageSpec]) ->
     probe = json.loads((Path(stages["to the end"].folder) / PROBE_FILE).read_text())
     assert probe["num_rationales"] == 2 and 0 < probe["before"] < probe["after"], "it learned the other word"
     assert not (Path(stages["plain"].folder) / PROBE_FILE).exists()
+
+
+def test_rationales_that_are_held_out_are_measured_after_every_epoch_and_not_learned(stages: dict[str, StageSpec]) -> None:
+    lines = log_lines(stages["held out"])
+    assert [line["step"] for line in lines if "validation_loss" in line] == list(range(1, 13))  # an epoch has one step
+    assert losses(stages["held out"]) == losses(stages["plain"]) and final_bytes(stages["held out"]) == final_bytes(stages["plain"])
+    probe = json.loads((Path(stages["to the end"].folder) / PROBE_FILE).read_text())  # of the same videos by the same weights
+    assert lines[-1]["validation_loss"] == pytest.approx(probe["after"])
+    assert not any("validation_loss" in line for line in log_lines(stages["plain"]))
 
 
 @given(st.integers(1, 300), st.integers(1, 4), st.floats(0.05, 3.0))
