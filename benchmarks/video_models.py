@@ -259,9 +259,10 @@ def _page(found: dict[str, Any], num_rounds: int) -> str:
     table = "\n".join(lines)
     return f"""# UniFormerV2 and InternVideo2
 
-`python -m benchmarks video_models --rounds {num_rounds} --threads {found["threads"]}`, {time.strftime("%Y-%m-%d")}, on {found["machine"]}; torch with {found["threads"]} threads on
-{found["device"]}, float32. {used}. One clip; medians of {num_rounds} rounds, in turns, in one process; on a CPU seconds of CPU time, so
-that other programs on the machine do not count.
+`python -m benchmarks video_models --rounds {num_rounds} --threads {found["threads"]}`, {time.strftime("%Y-%m-%d")}, on
+{found["machine"]}; torch on {found["device"]}, float32. {used}.
+One clip; medians of {num_rounds} rounds, in turns, in one process; on a CPU seconds of CPU time, so that other programs on the
+machine do not count.
 
 Ours and the official code have the same weights and give the same answers (largest difference {largest:.1e}). Ratios are the peer's seconds
 over ours, above 1 ours is quicker, medians of the rounds' ratios. The goal is never to be slower than the official code: {told}
@@ -272,8 +273,9 @@ backward.
 | --- | --- | ---: | ---: | ---: | ---: | ---: |
 {table}
 
-What makes the difference: pooling by attention asks with one query a clip, so that no token's key or value is computed
-(`PoolingAttention`); SDPA in place of plain attention (InternVideo2); patches as one matrix product in place of a 3-D convolution.
+What ours does otherwise (not measured one by one): pooling by attention asks with one query a clip, so that no
+token's key or value is computed (`PoolingAttention`); SDPA in place of plain attention (InternVideo2); patches as
+one matrix product in place of a 3-D convolution.
 """
 
 
