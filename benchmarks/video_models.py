@@ -211,7 +211,7 @@ def _time(contenders: dict[str, nn.Module], case: Case, num_rounds: int, device:
 
 
 def _seconds(run: Callable[[str], None], name: str, device: torch.device) -> float:
-    """On a CPU those that this process had of its cores, so that other programs on the machine do not count; on a GPU those that passed."""
+    """On a CPU those of its cores that this process used, so that other programs do not count; on a GPU those that passed."""
     if device.type == "cpu":
         begun = time.process_time()
         run(name)

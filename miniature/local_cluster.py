@@ -48,6 +48,7 @@ class LocalCluster:
         self.environment["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         self._head: subprocess.Popen[bytes] | None = None
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self._num_started = 0
 
     def __enter__(self) -> Self:
         self.start_head()
@@ -64,19 +65,23 @@ class LocalCluster:
         (self._folder / "ray/ray_current_cluster").unlink(missing_ok=True)
         where = [f"--port={port}", f"--dashboard-port={dashboard_port}", "--node-ip-address=127.0.0.1"]
         self._head = self._start("--head", f"--num-cpus={self._head_cpus}", *where, f"--temp-dir={self._folder / 'ray'}")
-        deadline = time.monotonic() + READY_S
-        while not self._answers():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the head does not answer after {READY_S:.0f} s; see {self._folder}/ray.log")
-            time.sleep(0.2)
+        self._wait_until(self._answers, self._head)
+
+    @property
+    def _log(self) -> Path:
+        """What the process that was started last prints."""
+        return self._folder / f"ray-{self._num_started}.log"
 
     def kill_head(self) -> None:
         assert self._head is not None
         kill(self._head)
 
     def add_node(self, num_cpus: int, resources: str = "{}") -> subprocess.Popen[bytes]:
-        self.nodes.append(self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", f"--resources={resources}"))
-        return self.nodes[-1]
+        """Returns when it has joined: two that join at once may want the same ports and names of sockets. Raises `TimeoutError`."""
+        node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", f"--resources={resources}")
+        self.nodes.append(node)
+        self._wait_until(lambda: b"Ray runtime started" in self._log.read_bytes(), node)
+        return node
 
     def node_with(self, actor: str) -> subprocess.Popen[bytes] | None:
         """A node below which an actor of that class runs."""
@@ -92,9 +97,17 @@ class LocalCluster:
         words = ["ray", "start", *arguments, agent, f"--object-store-memory={STORE_BYTES}", "--block"]
         self._tell(f"{shlex.join(words)} &")
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
-        with (self._folder / "ray.log").open("ab") as log:
+        self._num_started += 1
+        with self._log.open("wb") as log:
             words[0] = str(BIN / "ray")
             return subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def _wait_until(self, is_ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + READY_S
+        while not is_ready():
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise TimeoutError(f"ray start has not come up:\n{self._log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.2)
 
     def _answers(self) -> bool:
         try:

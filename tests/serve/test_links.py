@@ -1,12 +1,14 @@
 """Addresses that nobody should name, and what each is answered; and those that the configuration allows."""
 
+import asyncio
+
 import pytest
 from pydantic import ValidationError
 
 from rbft.config import ServeConfig, UrlsConfig
 from rbft.errors import UrlRefusedError
 from serve.links import MAX_CHARACTERS, StoredTarget, WebTarget, allowed_target
-from tests.serve.scripted import ScriptedClassifier, request
+from tests.serve.scripted import ScriptedClassifier, client_of, request
 
 CONFIG = UrlsConfig(
     hosts=("clips.example.org", "cdn.example.org:8443"),
@@ -108,18 +110,23 @@ def test_every_hostile_address_is_refused_unasked(name: str) -> None:
 
 def test_over_http_they_are_403_and_what_is_no_address_is_422() -> None:
     classifier = ScriptedClassifier()
-    config = {"urls": CONFIG.model_dump()}
+    wrong: list[object] = ["x" * (MAX_CHARACTERS + 1), 7, ["https://clips.example.org/a.mp4"], {"url": "x"}, True]
 
-    def answer(route: str, **body: object) -> tuple[int, str]:
-        response = request(classifier, "POST", route, config, json=body)
-        return response.status_code, response.json()["code"]
+    async def scenario() -> None:
+        async with client_of(classifier, urls=CONFIG.model_dump()) as http:
 
-    for route in ("/v1/classify", "/v1/rationale"):
-        assert {name: answer(route, url=url) for name, url in HOSTILE.items() if url} == {
-            name: (403, "url_refused") for name, url in HOSTILE.items() if url
-        }
-        wrong: list[object] = ["x" * (MAX_CHARACTERS + 1), 7, ["https://clips.example.org/a.mp4"], {"url": "x"}, True]
-        assert [answer(route, url=url) for url in wrong] == [(422, "request")] * len(wrong)
+            async def answer(route: str, url: object) -> tuple[int, str]:
+                response = await http.post(route, json={"url": url})
+                return response.status_code, response.json()["code"]
+
+            for route in ("/v1/classify", "/v1/rationale"):
+                for name, url in HOSTILE.items():
+                    if url:
+                        assert (name, await answer(route, url)) == (name, (403, "url_refused"))
+                for each in wrong:
+                    assert await answer(route, each) == (422, "request")
+
+    asyncio.run(scenario())
     assert classifier.paths == []
 
 
