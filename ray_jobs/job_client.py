@@ -7,6 +7,7 @@ connection that is cut meanwhile, is waited for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -168,6 +169,16 @@ def find_job(jobs: Sequence[JobDetails], wanted: str) -> JobDetails:
     raise JobError(f"{wanted}: the cluster knows no such job or run ({known}); `rbft jobs` lists them. A new head knows no old ones")
 
 
+def remind(client: JobSubmissionClient, job_id: str) -> None:
+    """Have a head look after the jobs of the one before it.
+
+    With GCS fault tolerance a new head knows them, but Ray 2.60 looks whether they live only once it is given a job: one that went with the
+    old head would be running for ever. It is given the id of a job that it has, which it refuses; that is all.
+    """
+    with contextlib.suppress(RuntimeError):
+        client.submit_job(entrypoint="true", submission_id=job_id)
+
+
 def follow(client: JobSubmissionClient, job_id: str) -> int:
     """Print the job's log until the job ends; its exit code. Ctrl-C leaves the job alone."""
     try:
@@ -188,6 +199,7 @@ async def _follow(client: JobSubmissionClient, job_id: str) -> int:
             if is_over(job):
                 await log.print_new()  # what came between the two
                 return exit_code(job)
+            await asyncio.to_thread(remind, client, job_id)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             if "does not exist" in str(error):
                 raise JobError(

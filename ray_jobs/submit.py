@@ -123,10 +123,11 @@ def hand_in(client: JobSubmissionClient, submission: Submission, archive: Path) 
     before = [job for job in job_client.our_jobs(client) if str(job.submission_id).startswith(submission.prefix)]
     for job in before:
         if not job_client.is_over(job):
-            live = job.submission_id
+            live = str(job.submission_id)
+            job_client.remind(client, live)
             raise JobError(
                 f"{submission.config.run_dir}: job {live} works there ({job.status}); `rbft logs {live}` shows its log, `rbft stop {live}` "
-                "ends it"
+                "ends it. If the head was started anew, it may take a minute to know that a job went with the old one: submit again then"
             )
     job_id = f"{submission.prefix}{len(before) + 1}"
     metadata = {
