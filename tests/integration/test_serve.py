@@ -172,6 +172,7 @@ def test_a_bad_upload_is_refused_by_its_kind_and_the_next_good_one_answered(
     assert client.classify(clip_path).label in client.task().labels
 
 
+@pytest.mark.slow
 def test_a_qwen2_vl_answers_too(repository: Path, clip_path: Path, tmp_path: Path) -> None:
     """On a Ray of its own: two services on one cluster would share its one HTTP proxy."""
     model = make_tiny_model(tmp_path / "qwen2-vl", "qwen2_vl")

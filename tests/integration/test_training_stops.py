@@ -59,6 +59,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_with_the_same_weights(jobs: Jobs
     assert weights(run) == weights(finished_training)
 
 
+@pytest.mark.slow
 def test_a_worker_that_gets_a_sigterm_saves_and_the_job_goes_on_by_itself(
     jobs: Jobs, ray_cluster: RayCluster, finished_training: Path
 ) -> None:
