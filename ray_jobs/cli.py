@@ -52,9 +52,6 @@ def _add_submit(subparsers: Any) -> None:
     add_run_arguments(parser)
     _add_address(parser)
     parser.add_argument("--detach", action="store_true", help="do not wait: print the job's id and leave")
-    parser.add_argument(
-        "--driver-on", metavar="RESOURCE", help="have the job's own process on a node with this resource, not on the head; needs none of it"
-    )
     parser.add_argument("--working-dir", default=".", metavar="FOLDER", help="the working tree to send (default: this folder)")
     parser.add_argument("--retry-errors", action="store_true", help="ask again about videos that have an error row")
     parser.add_argument("--dry-run", action="store_true", help="say what would be sent and run, and stop")

@@ -49,8 +49,6 @@ class Submission:
     config: RunConfig
     entrypoint: str
     environment: dict[str, str]
-    driver_on: str | None = None
-    """The resource of the nodes that its own process may be on; None is the head."""
 
     @property
     def prefix(self) -> str:
@@ -95,7 +93,7 @@ def make_submission(arguments: argparse.Namespace) -> Submission:
     }
     if found := commit():
         environment[COMMIT_VARIABLE] = found
-    return Submission(arguments.verb, config, shlex.join(entrypoint), environment, arguments.driver_on)
+    return Submission(arguments.verb, config, shlex.join(entrypoint), environment)
 
 
 def told_paths(config: RunConfig) -> list[str]:
@@ -145,7 +143,6 @@ def hand_in(client: JobSubmissionClient, submission: Submission, archive: Path) 
                 submission_id=job_id,
                 runtime_env={"working_dir": str(archive), "env_vars": submission.environment},
                 metadata=dict(metadata),
-                entrypoint_resources={submission.driver_on: 0.001} if submission.driver_on else None,
             )
         except RuntimeError as error:
             if "already exists" not in str(error):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -134,19 +133,3 @@ def test_with_redis_a_new_head_knows_the_jobs_of_the_old_one_and_its_nodes_stay(
     assert "generate: going on, " in out and "-2:" in err
     ids = written_ids(run)
     assert len(ids) == len(set(ids)) == NUM_TRAIN
-
-
-def test_with_redis_a_job_that_runs_on_a_node_outlives_the_head(start_head: StartHead, teacher: Teacher, jobs: Jobs, redis: str) -> None:
-    head = start_head(head_cpus=0, RAY_REDIS_ADDRESS=redis)
-    head.add_node(3, '{"driver": 1}')
-    person = Person(jobs, head.dashboard, str(head.token_file))
-    run = jobs.run_dir("head-outlived")
-    following = person.start(*person.submission("generate", "head-outlived", teacher.setting(), *FEW_AT_A_TIME), "--driver-on", "driver")
-    wait_for(lambda: has_parts(run), following)
-    head.kill_head()
-    time.sleep(5)
-    head.start_head()
-    teacher.may_answer.set()
-    out, err = following.communicate(timeout=900)
-    assert following.returncode == 0, out + err
-    assert out.count("generate: starting") == 1 and len(set(written_ids(run))) == NUM_TRAIN
