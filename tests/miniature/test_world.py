@@ -169,6 +169,16 @@ def test_writing_the_same_world_twice_gives_the_same_bytes(tmp_path: Path) -> No
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+def test_what_lies_in_memory_does_not_change_a_clip() -> None:
+    frames = render(sample_world(8, {"train": 3, "test": 2, "unlabelled": 1})[2].plan)[0]
+    encodings = set()
+    for value in range(12):  # memory of many sizes, freed with something else in it each time
+        del (rubbish := [np.full(size, 21 * value, np.uint8) for size in range(1_000, 200_000, 3_001)])[::2]
+        encodings.add(encode_mp4(frames))
+        del rubbish
+    assert len(encodings) == 1
+
+
 def test_the_manifest_tells_what_a_labelled_clip_may_tell(tmp_path: Path) -> None:
     clips = sample_world(8, {"train": 3, "validation": 1, "test": 2, "unlabelled": 2})
     path = write_world(tmp_path, clips)
