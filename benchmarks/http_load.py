@@ -82,9 +82,10 @@ def chat(url: str, model: str, text: str, video: bytes, **parameters: Any) -> As
 
 @asynccontextmanager
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections that are kept, as many as clients want."""
+    """Connections that are kept, as many as clients want, for less time than any server keeps them: while the other contender has its turn
+    all are idle, and one that is just being closed would be an error."""
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), auto_decompress=False
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), auto_decompress=False
     ) as http:
         yield http
 

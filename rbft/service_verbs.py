@@ -18,7 +18,7 @@ def register(subparsers: Any) -> None:
 
 def _add_classify(subparsers: Any) -> None:
     parser = subparsers.add_parser("classify", help="ask a running service about video files", description=_CLASSIFY_DESCRIPTION)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a video")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a video, or an address that the service may fetch it from")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service (default: %(default)s)")
     parser.add_argument("--context", metavar="TEXT", help="text that comes with the videos, for each of them")
     parser.add_argument("--threshold", type=float, metavar="P", help="with two labels: answer the second one from this probability on")
@@ -42,17 +42,29 @@ def _classify(arguments: argparse.Namespace) -> int:
         RequestTimeoutError,
         UploadTimeoutError,
         UploadTooLargeError,
+        UrlRefusedError,
+        UrlUnreachableError,
         VideoError,
     )
 
-    def ask(path: str) -> ClassifyAnswer | RBFTError:
+    of_one_video = (
+        VideoError,
+        EngineError,
+        UploadTooLargeError,
+        UploadTimeoutError,
+        RequestTimeoutError,
+        UrlRefusedError,
+        UrlUnreachableError,
+    )
+
+    def ask(video: str) -> ClassifyAnswer | RBFTError:
         options = {"threshold": arguments.threshold, "with_rationale": arguments.why}
         try:
-            return client.classify(path, arguments.context, **options)
+            return client.classify(video, arguments.context, **options)
         except EngineGoneError:
             raise
-        except (VideoError, EngineError, UploadTooLargeError, UploadTimeoutError, RequestTimeoutError) as error:
-            return error  # This file's fault: the others are answered. Whatever else it is ends the command.
+        except of_one_video as error:
+            return error  # The others are answered. Whatever else it is ends the command.
 
     num_refused = 0
     with Client(arguments.url) as client, ThreadPoolExecutor(max(1, arguments.parallel)) as threads:

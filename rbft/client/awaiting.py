@@ -20,7 +20,7 @@ from rbft.errors import ClipExpiredError, RBFTError
 
 class AsyncClient:
     """Asks one service, any number of questions at a time. Methods raise the error that the service named, and `ServiceError` if it cannot
-    be reached or understood; cancelling one hangs up, which ends the request in the service, too."""
+    be reached or understood; cancelling one hangs up, which ends the request in the service, too. Videos are as `Client` takes them."""
 
     def __init__(
         self,
@@ -37,15 +37,15 @@ class AsyncClient:
 
     async def classify(
         self,
-        path: str | Path,
+        video: str | Path,
         context: str | None = None,
         *,
         threshold: float | None = None,
         top_k: int | None = None,
         with_rationale: bool = False,
     ) -> ClassifyAnswer:
-        """Label and probabilities of the video file `path`; the options are those of `POST /v1/classify`."""
-        return await self._ask(wire.ask_label(path, context, threshold, top_k, with_rationale), ClassifyAnswer)
+        """Label and probabilities of `video`; the options are those of `POST /v1/classify`."""
+        return await self._ask(wire.ask_label(video, context, threshold, top_k, with_rationale), ClassifyAnswer)
 
     async def classify_many(
         self, paths: Sequence[str | Path], context: str | None = None, *, threshold: float | None = None, top_k: int | None = None
@@ -60,47 +60,47 @@ class AsyncClient:
         return found
 
     async def rationale(
-        self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
+        self, video: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
     ) -> RationaleAnswer:
-        """What the model sees in the video of an earlier answer's `video_id`, or in the file `path`.
+        """What the model sees in the video of an earlier answer's `video_id`, or in `video`.
 
-        With both, the file is uploaded only if the service does not have the video any more.
+        With both, the video is sent only if the service does not have the video any more.
         """
         try:
-            return await self._ask(wire.ask_why(path, video_id, context), RationaleAnswer)
+            return await self._ask(wire.ask_why(video, video_id, context), RationaleAnswer)
         except ClipExpiredError:
-            if path is None:
+            if video is None:
                 raise
-            return await self._ask(wire.ask_why(path, None, context), RationaleAnswer)
+            return await self._ask(wire.ask_why(video, None, context), RationaleAnswer)
 
     async def stream_rationale(
-        self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
+        self, video: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
     ) -> AsyncGenerator[Said, None]:
         """`rationale` while it is written. Closing the generator hangs up, which ends it in the service, too."""
         has_begun = False
         try:
-            async with aclosing(self._stream(wire.ask_why(path, video_id, context, streamed=True))) as stream:
+            async with aclosing(self._stream(wire.ask_why(video, video_id, context, streamed=True))) as stream:
                 async for said in stream:
                     has_begun = True
                     yield said
         except ClipExpiredError:
-            if path is None or has_begun:
+            if video is None or has_begun:
                 raise
-            async with aclosing(self._stream(wire.ask_why(path, None, context, streamed=True))) as stream:
+            async with aclosing(self._stream(wire.ask_why(video, None, context, streamed=True))) as stream:
                 async for said in stream:
                     yield said
 
     async def attention(
-        self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
+        self, video: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
     ) -> AttentionAnswer:
-        """Where the model looks on the video of an earlier answer's `video_id`, or of the file `path`; both are as in `rationale`. Raises
+        """Where the model looks on the video of an earlier answer's `video_id`, or of `video`; both are as in `rationale`. Raises
         `NotOfferedError` where the service does not read attention."""
         try:
-            return await self._ask(wire.ask_where(path, video_id, context), AttentionAnswer)
+            return await self._ask(wire.ask_where(video, video_id, context), AttentionAnswer)
         except ClipExpiredError:
-            if path is None:
+            if video is None:
                 raise
-            return await self._ask(wire.ask_where(path, None, context), AttentionAnswer)
+            return await self._ask(wire.ask_where(video, None, context), AttentionAnswer)
 
     async def task(self) -> TaskAnswer:
         """Labels, prompts, model version and limits of the service."""

@@ -20,7 +20,10 @@ from rbft.errors import ClipExpiredError, RBFTError
 
 class Client:
     """Asks one service; threads may share it. Methods raise the error that the service named, and `ServiceError` if it cannot be reached or
-    understood."""
+    understood.
+
+    A video is the path of a file, which is uploaded, or an address (a string with `://`), which the service fetches where it allows that.
+    """
 
     def __init__(
         self,
@@ -37,15 +40,15 @@ class Client:
 
     def classify(
         self,
-        path: str | Path,
+        video: str | Path,
         context: str | None = None,
         *,
         threshold: float | None = None,
         top_k: int | None = None,
         with_rationale: bool = False,
     ) -> ClassifyAnswer:
-        """Label and probabilities of the video file `path`; the options are those of `POST /v1/classify`."""
-        return self._ask(wire.ask_label(path, context, threshold, top_k, with_rationale), ClassifyAnswer)
+        """Label and probabilities of `video`; the options are those of `POST /v1/classify`."""
+        return self._ask(wire.ask_label(video, context, threshold, top_k, with_rationale), ClassifyAnswer)
 
     def classify_many(
         self, paths: Sequence[str | Path], context: str | None = None, *, threshold: float | None = None, top_k: int | None = None
@@ -59,42 +62,42 @@ class Client:
             found += wire.read_items(self.url, answer, len(some))
         return found
 
-    def rationale(self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None) -> RationaleAnswer:
-        """What the model sees in the video of an earlier answer's `video_id`, or in the file `path`.
+    def rationale(self, video: str | Path | None = None, context: str | None = None, *, video_id: str | None = None) -> RationaleAnswer:
+        """What the model sees in the video of an earlier answer's `video_id`, or in `video`.
 
-        With both, the file is uploaded only if the service does not have the video any more.
+        With both, the video is sent only if the service does not have the video any more.
         """
         try:
-            return self._ask(wire.ask_why(path, video_id, context), RationaleAnswer)
+            return self._ask(wire.ask_why(video, video_id, context), RationaleAnswer)
         except ClipExpiredError:
-            if path is None:
+            if video is None:
                 raise
-            return self._ask(wire.ask_why(path, None, context), RationaleAnswer)
+            return self._ask(wire.ask_why(video, None, context), RationaleAnswer)
 
     def stream_rationale(
-        self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
+        self, video: str | Path | None = None, context: str | None = None, *, video_id: str | None = None
     ) -> Generator[Said, None, None]:
         """`rationale` while it is written. Closing the generator hangs up, which ends it in the service, too."""
         has_begun = False
         try:
-            with closing(self._stream(wire.ask_why(path, video_id, context, streamed=True))) as stream:
+            with closing(self._stream(wire.ask_why(video, video_id, context, streamed=True))) as stream:
                 for said in stream:
                     has_begun = True
                     yield said
         except ClipExpiredError:
-            if path is None or has_begun:
+            if video is None or has_begun:
                 raise
-            yield from self._stream(wire.ask_why(path, None, context, streamed=True))
+            yield from self._stream(wire.ask_why(video, None, context, streamed=True))
 
-    def attention(self, path: str | Path | None = None, context: str | None = None, *, video_id: str | None = None) -> AttentionAnswer:
-        """Where the model looks on the video of an earlier answer's `video_id`, or of the file `path`; both are as in `rationale`. Raises
+    def attention(self, video: str | Path | None = None, context: str | None = None, *, video_id: str | None = None) -> AttentionAnswer:
+        """Where the model looks on the video of an earlier answer's `video_id`, or of `video`; both are as in `rationale`. Raises
         `NotOfferedError` where the service does not read attention."""
         try:
-            return self._ask(wire.ask_where(path, video_id, context), AttentionAnswer)
+            return self._ask(wire.ask_where(video, video_id, context), AttentionAnswer)
         except ClipExpiredError:
-            if path is None:
+            if video is None:
                 raise
-            return self._ask(wire.ask_where(path, None, context), AttentionAnswer)
+            return self._ask(wire.ask_where(video, None, context), AttentionAnswer)
 
     def task(self) -> TaskAnswer:
         """Labels, prompts, model version and limits of the service."""

@@ -62,9 +62,9 @@ class Question:
             yield arguments | ({"files": parts} if parts else {})
 
 
-def ask_label(path: str | Path, context: str | None, threshold: float | None, top_k: int | None, with_rationale: bool) -> Question:
+def ask_label(video: str | Path, context: str | None, threshold: float | None, top_k: int | None, with_rationale: bool) -> Question:
     options = {"context": context, "threshold": threshold, "top_k": top_k, "with_rationale": "true" if with_rationale else None}
-    return Question("POST", "/v1/classify", (path,), _fields(options))
+    return _ask_about("/v1/classify", video, None, options)
 
 
 def ask_labels(paths: Sequence[str | Path], context: str | None, threshold: float | None, top_k: int | None) -> Question:
@@ -73,10 +73,12 @@ def ask_labels(paths: Sequence[str | Path], context: str | None, threshold: floa
 
 
 def batches(paths: Sequence[str | Path], limits: Limits) -> Iterator[Sequence[str | Path]]:
-    """`paths` in their order, as many at a time as one request may hold. Raises `VideoMissingError`."""
+    """`paths` in their order, as many at a time as one request may hold. Raises `VideoMissingError`, and `RequestError` for an address."""
     some: list[str | Path] = []
     num_bytes = 0
     for path in paths:
+        if _is_address(path):
+            raise RequestError(f"{path}: many videos in one request are files; ask about an address by itself")
         try:
             size = os.path.getsize(path) + _PART_BYTES
         except OSError as error:
@@ -99,20 +101,30 @@ def read_items(url: str, answer: BatchAnswer, num_files: int) -> list[ClassifyAn
     return whole
 
 
-def ask_why(path: str | Path | None, video_id: str | None, context: str | None, *, streamed: bool = False) -> Question:
-    return _ask_about("/v1/rationale", path, video_id, context, "text/event-stream" if streamed else "application/json")
+def ask_why(video: str | Path | None, video_id: str | None, context: str | None, *, streamed: bool = False) -> Question:
+    accept = "text/event-stream" if streamed else "application/json"
+    return _ask_about("/v1/rationale", video, video_id, {"context": context}, accept)
 
 
-def ask_where(path: str | Path | None, video_id: str | None, context: str | None) -> Question:
-    return _ask_about("/v1/attention", path, video_id, context, "application/json")
+def ask_where(video: str | Path | None, video_id: str | None, context: str | None) -> Question:
+    return _ask_about("/v1/attention", video, video_id, {"context": context})
 
 
-def _ask_about(route: str, path: str | Path | None, video_id: str | None, context: str | None, accept: str) -> Question:
-    """About the video of an id if there is one, else about the file. Raises `RequestError` if there is neither."""
-    if path is None and video_id is None:
-        raise RequestError(f"{route} is about a video; give its path or the video_id of an answer")
-    uploads = (path,) if path is not None and video_id is None else ()
-    return Question("POST", route, uploads, _fields({"context": context, "video_id": video_id}), accept)
+def _ask_about(
+    route: str, video: str | Path | None, video_id: str | None, options: dict[str, Any], accept: str = "application/json"
+) -> Question:
+    """About the video of an id if there is one, else about the file or what lies at the address. Raises `RequestError` if there is none."""
+    if video_id is not None:
+        return Question("POST", route, (), _fields(options | {"video_id": video_id}), accept)
+    if video is None:
+        raise RequestError(f"{route} is about a video; give its path, its address or the video_id of an answer")
+    if _is_address(video):
+        return Question("POST", route, (), _fields(options | {"url": video}), accept)
+    return Question("POST", route, (video,), _fields(options), accept)
+
+
+def _is_address(video: str | Path) -> bool:
+    return isinstance(video, str) and "://" in video
 
 
 def headers(key: str | None) -> dict[str, str]:

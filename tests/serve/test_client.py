@@ -139,6 +139,22 @@ def test_options_and_key_are_sent_and_the_files_name_is_not(clip: Path, monkeypa
     assert [request["key"] for request in asked] == ["Bearer rbft_given", "Bearer rbft_of_environment"]
 
 
+def test_an_address_is_sent_in_place_of_a_file() -> None:
+    why = Response(EXPLAINED.model_dump_json(), 200)
+    with _answering(_answer, why) as (url, asked), Client(url) as client:
+        client.classify("https://clips.example.org/door.mp4", top_k=1)
+        client.rationale("s3://bucket/door.mp4", "doorbell")
+    assert [request["fields"] for request in asked] == [
+        {"url": "https://clips.example.org/door.mp4", "top_k": "1"},
+        {"url": "s3://bucket/door.mp4", "context": "doorbell"},
+    ]
+
+
+def test_addresses_are_not_among_many_files(url: str, clip_path: Path) -> None:
+    with Client(url) as client, pytest.raises(errors.RequestError, match="s3://bucket/door.mp4: many videos in one request are files"):
+        client.classify_many([clip_path, "s3://bucket/door.mp4"])
+
+
 def test_a_video_that_is_not_kept_any_more_is_uploaded(clip: Path) -> None:
     gone = _problem(404, "clip_expired")
     answer = Response(EXPLAINED.model_dump_json(), 200)
@@ -209,12 +225,14 @@ def test_the_command_answers_a_line_a_file_and_says_which_were_refused(
 ) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"words")
-    assert main(["classify", str(clip_path), str(bad), str(tmp_path / "absent.mp4"), str(clip_path), "--url", url, "--why"]) == 1
+    videos = [str(clip_path), str(bad), str(tmp_path / "absent.mp4"), "https://clips.example.org/door.mp4", str(clip_path)]
+    assert main(["classify", *videos, "--url", url, "--why"]) == 1
     said = capsys.readouterr()
     answers = [line.split("\t") for line in said.out.splitlines() if "\t" in line]
     assert [line[0] for line in answers] == [str(clip_path)] * 2
     assert answers[0][1] in ("normal", "abnormal") and "normal=0." in answers[0][2]
     assert f"{bad}: error[video_format]" in said.err and "absent.mp4: error[video_missing]" in said.err
+    assert "https://clips.example.org/door.mp4: error[url_refused]" in said.err
 
     assert main(["classify", str(clip_path), "--url", url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["label"] == answers[0][1]

@@ -14,12 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
-from rbft import errors
+from rbft import errors, storage
 from rbft.config import ServeConfig, UrlsConfig
 from serve.addresses import Address, is_public
 from serve.app import build_app
 from serve.fetching import Fetcher
 from serve.links import Link
+from tests.s3 import FlakyS3
 from tests.serve.hosts import Host, Say, host, raw, response
 from tests.serve.scripted import ScriptedClassifier
 
@@ -244,6 +245,25 @@ def test_files_of_a_named_folder_are_read_as_they_are(folder: Path) -> None:
             _fetch(fetcher, f"file://{folder}/{name}")
     with pytest.raises(errors.UploadTooLargeError):
         _fetch(fetcher, f"file://{folder}/large")
+
+
+def test_objects_of_a_named_bucket_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    store = FlakyS3("bucket", period=1_000_000)
+    try:
+        folder = f"s3://bucket/clips/?scheme=http&region=us-east-1&endpoint_override={store.url.removeprefix('http://')}"
+        where, path = storage.filesystem(folder)
+        with where.open_output_stream(f"{path.rstrip('/')}/a.mp4") as stream:
+            stream.write(CONTENT)
+        fetcher = Fetcher(UrlsConfig(storage=(folder,)), 15_000)
+        assert _fetch(fetcher, "s3://bucket/clips/a.mp4") == CONTENT
+        with pytest.raises(errors.UrlUnreachableError):
+            _fetch(fetcher, "s3://bucket/clips/absent.mp4")
+        with pytest.raises(errors.UrlRefusedError):
+            _fetch(fetcher, "s3://bucket/other/a.mp4")
+    finally:
+        store.close()
 
 
 def test_over_http_a_video_by_address_is_answered_as_one_that_was_sent(
