@@ -99,7 +99,7 @@ class Rounds:
         assert sys.__stdout__ is not None
         self._output = sys.__stdout__  # a library may put another in its place
         self._base_bytes = _memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here: libraries are loaded, the model is not
+        _forget_peak()  # it counts from here: libraries are loaded, the model is not
         self._losses: dict[int, float] = {}
         self._num_done = 0
         self._started = 0.0
@@ -150,13 +150,16 @@ class Rounds:
         if self._flops is not None:
             self._flops.__exit__(None, None, None)
             flops, self._flops = self._flops.get_total_flops(), None
+        peak_bytes = _memory("VmHWM") - self._base_bytes
+        if flops is not None:
+            _forget_peak()  # counting needs memory of its own
         self._num_done += 1
         self.say(
             seconds=seconds,
             num_positions=self._num_positions,
             num_logits=self._num_logits,
             flops=flops,
-            peak_bytes=_memory("VmHWM") - self._base_bytes,
+            peak_bytes=peak_bytes,
             library_bytes=self._base_bytes,
         )
 
@@ -172,6 +175,10 @@ class Rounds:
         while self.begin():
             yield self._num_done
             self.end()
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _memory(name: str) -> int:

@@ -202,6 +202,9 @@ def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdap
     if config.tensor_parallel_size > 1:
         # An actor has its GPUs to itself. vLLM would otherwise ask Ray for others, which nobody has.
         arguments["distributed_executor_backend"] = "mp"
+    elif config.num_gpus == 0:
+        # In the engine's own process, as on a GPU: what waits for a worker's answer turns in circles, on a core that others need.
+        arguments["distributed_executor_backend"] = "uni"
     if config.block_size is not None:
         arguments["block_size"] = config.block_size
     if config.num_gpus > 0:
@@ -218,6 +221,8 @@ def _set_environment(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.kv_cache_gib_cpu))))
     # Ray places actors and the kernel their threads; vLLM's own binding would put every engine on the same cores.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # vLLM takes "mp" for "uni" on CPUs, so that it can bind threads there; not with this set. `AsyncLLM` has its engine's process anyway.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
 def _one_line(error: BaseException) -> str:
