@@ -56,7 +56,7 @@ def kill_one(service: psutil.Process, mark: str) -> None:
     next(each for each in service.children(recursive=True) if mark in " ".join(each.cmdline())).send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("mark", ["VLLM::EngineCore", "ray::ServeReplica"], ids=["engine", "replica"])
+@pytest.mark.parametrize("mark", ["VLLM::EngineCore", "ray::ServeReplica:rbft:classifier"], ids=["engine", "replica"])
 def test_a_killed_part_costs_503_for_a_while_and_no_wrong_answer(
     service: tuple[psutil.Process, str, bytes], mark: str, record_property: Callable[[str, object], None]
 ) -> None:
