@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -62,6 +63,17 @@ def children(of: int | None = None) -> set[int]:
     """Process ids of the decoder processes of a process (by default this one), but for those of other tests."""
     found = {child.pid for child in psutil.Process(of).children() if is_running(child.pid) and "rbft.video.child" in child.cmdline()}
     return found - _of_other_tests
+
+
+def once_read(fifo: Path) -> int:
+    """A descriptor to write to `fifo`, as soon as somebody reads it: a decoder that dies before is replaced, and nobody is told."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO and time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def is_running(pid: int) -> bool:
@@ -145,9 +157,11 @@ def test_a_killed_child_becomes_decoder_crash_error_for_that_video_alone(hanging
         pool.decode(plain, SPEC)
         (child,) = children() - others
         crash = thread.submit(pool.decode, hanging, SPEC)
+        writer = once_read(hanging)
         os.kill(child, signal.SIGSEGV)
         with pytest.raises(DecoderCrashError, match=r"hanging\.mp4: its decoder process died \(SIGSEGV\)"):
             crash.result()
+        os.close(writer)
         assert pool.decode(plain, SPEC).num_frames == 8
 
 
