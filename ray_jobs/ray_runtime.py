@@ -63,6 +63,8 @@ def require_token_authentication() -> None:
             f"RAY_AUTH_MODE is {os.environ['RAY_AUTH_MODE']!r}: the Ray that this would start runs the code of whoever reaches this "
             "machine; unset RAY_AUTH_MODE, and Ray makes a token"
         )
+    # Ray would warn at every start that its token is on, which is as it should be.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
 def reason(error: BaseException) -> str:

@@ -75,6 +75,7 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
         )
         # After ray.init, which installs a handler of its own.
         signal.signal(signal.SIGTERM, _interrupt)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         deploy(config, source, port)
         print(_welcome(config, port), flush=True)
         while True:

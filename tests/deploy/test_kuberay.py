@@ -12,9 +12,12 @@ from ray.serve.schema import ServeDeploySchema
 
 from ray_jobs.cli import register
 from rbft import __version__
+from rbft.config import load_config
+from serve.application import Served
 from tests.deploy.kubernetes import documents, problems, schema
 
-FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kuberay"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER, CONFIGS = ROOT / "deploy" / "kuberay", ROOT / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 RAY_KINDS = ("RayCluster", "RayJob", "RayService")
 
@@ -137,6 +140,9 @@ def test_the_service_has_a_configuration_that_ray_serve_takes() -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     (application,) = config.applications
     assert (application.name, application.route_prefix, config.http_options.port) == ("rbft", "/", 8000)
+    served = Served.model_validate(application.args)
+    run = load_config(CONFIGS / Path(served.config).name, served.set)
+    assert (run.serve.host, run.serve.max_replicas) == (config.http_options.host, 4)
 
 
 def test_the_service_is_open_to_others_with_keys_only() -> None:
