@@ -225,18 +225,41 @@ def node_dies() -> float:
 
 def driver_dies() -> float:
     """The job's own process is killed and it is submitted again: seconds until a row is new. Ray and the nodes stay."""
-    with tempfile.TemporaryDirectory(prefix="rbft-bench-") as folder, nodes([1, 1]) as cluster:
+    with nodes([1, 1]) as cluster:
+        return _submitted_again(cluster, lambda: None)
+
+
+def head_dies() -> float:
+    """The head is killed, and with it go the job and, without a Redis, the nodes. All of them are started and the job is submitted again:
+    seconds until a row is new."""
+    with nodes([1, 1]) as cluster:
+
+        def lose_all() -> None:
+            cluster.kill_head()
+            for node in list(cluster.nodes):
+                cluster.kill_node(node)
+            cluster.start_head()
+            for _ in range(2):
+                cluster.add_node(1)
+
+        return _submitted_again(cluster, lose_all)
+
+
+def _submitted_again(cluster: LocalCluster, fail: Callable[[], None]) -> float:
+    """Seconds from the death of a job's process, `fail` included, to the first new row of its successor."""
+    with tempfile.TemporaryDirectory(prefix="rbft-bench-") as folder:
         with Job(cluster, folder, 2, 60) as first:
             said = first.said()
             done = [next(said) for _ in range(10)][-1]["done"]
             first.kill()
             killed = time.time()
+        fail()
         with Job(cluster, folder, 2, 60) as second:
             again = next(each for each in second.said() if each["done"] > done)
             return float(again["at"]) - killed
 
 
-FAILURES: dict[str, Callable[[], float]] = {"node in generation": node_dies, "driver": driver_dies}
+FAILURES: dict[str, Callable[[], float]] = {"node in generation": node_dies, "driver": driver_dies, "head": head_dies}
 
 
 # What comes out
@@ -286,7 +309,9 @@ sixteen GPUs.
 
 {table(found)}
 
-Actors whose engines sleep: to "node in generation" the start of an engine is to be added.
+Actors whose engines sleep: the start of an engine is to be added to each. A node that dies is replaced by another while the job goes on; a
+driver is killed and submitted again; with the head go job and nodes, and all of them are started again. What is lost in training and
+serving, and by a cut link, is held by tests (`tests/integration/test_nodes.py`, `test_links.py`, `test_serve_survives.py`).
 """
 
 
