@@ -6,6 +6,7 @@ On the CPU backend, sizes that must be set by environment variable are set here,
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -223,6 +224,7 @@ def _set_environment(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     # vLLM takes "mp" for "uni" on CPUs, so that it can bind threads there; not with this set. `AsyncLLM` has its engine's process anyway.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    logging.getLogger("vllm.engine.arg_utils").setLevel(logging.ERROR)  # of a seed set in this process, which runs no model
 
 
 def _one_line(error: BaseException) -> str:
