@@ -47,6 +47,10 @@ class Measured:
         """Of the positions that went through the decoder."""
         return 1 - sum(self.num_tokens) / statistics.fmean(answer["num_positions"] for answer in self.rounds[name])
 
+    def flops_ratio(self) -> float:
+        """The fewest FLOPs of a peer over ours: how many times faster leaving work out can make a step that is all matrix products."""
+        return min(flops for name, flops in self.flops.items() if name != OURS) / self.flops[OURS]
+
     def best(self) -> str | None:
         """The peer with the most samples a second."""
         peers = [name for name in self.rounds if name != OURS]
@@ -121,6 +125,9 @@ def page(measured: dict[str, dict[str, Measured]]) -> str:
     absent = "\n".join(f"- {name}: {why}" for name, why in not_run.items()) or "- none"
     rounds = " and ".join(f"{size.num_rounds} of the {name} size" for name, size in SIZES.items())
     tables = "\n".join(table(size, lengths, of) for size, by_lengths in measured.items() for lengths, of in by_lengths.items())
+    bounds = ", ".join(
+        f"{size} {lengths} {of.flops_ratio():.2f}" for size, by_lengths in measured.items() for lengths, of in by_lengths.items()
+    )
     curves = "\n".join(_curvetable(size, by_lengths["mixed"].losses) for size, by_lengths in measured.items())
     return f"""# Fine-tuning: samples a second against other trainers
 
@@ -140,6 +147,9 @@ length pads less the more samples it can choose from: with these lengths transfo
 with 128 samples, 1.4 % with 1,000, 0.4 % with 10,000, and without grouping it is 36 % (computed from its sampler's rule).
 
 {tables}
+Where a step is nothing but matrix products, it can only become faster by leaving some out. FLOPs of the thriftiest peer over ours: {bounds}.
+A small model's step has much beside them.
+
 ## The same training
 
 The same {CURVE_BATCH_SIZE} samples a step in the same order, no grouping; mean loss of a supervised token before step 1, and in the last
