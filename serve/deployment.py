@@ -197,5 +197,5 @@ def _max_classifying(config: RunConfig) -> int:
 
 
 def _max_explaining(config: RunConfig) -> int:
-    # Half of a step: a rationale keeps its place in it for seconds, and classifications must find one.
-    return max(1, config.engine.max_num_seqs // 2)
+    # A quarter of a step: a rationale keeps its place in it for seconds, and makes each of them longer for classifications.
+    return max(1, config.engine.max_num_seqs // 4)
