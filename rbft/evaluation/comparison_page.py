@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from rbft import storage
 from rbft.evaluation.html_pages import PAGES
 from rbft.evaluation.locate import FoundPredictions
-from rbft.evaluation.metrics import METRICS, answer, confidence
+from rbft.evaluation.metrics import METRICS, Metrics, answer, confidence
 from rbft.evaluation.probabilities import PROBABILITY_METRICS
 from rbft.evaluation.provenance import DEFINITIONS
 from rbft.evaluation.reliability import reliability_plot
-from rbft.evaluation.report import comparison_plot
+from rbft.evaluation.report import MAX_MATRIX_LABELS, NUM_LARGEST, comparison_plot
 from rbft.evaluation.report_data import UNLABELLED, ShownVideo
 from rbft.evaluation.side_by_side import SideBySide
 from rbft.evaluation.tables import METRIC_TITLES, PROBABILITY_TITLES, difference_sentence, plain_difference
@@ -70,6 +70,8 @@ def render_comparison(
         "comparison": comparison,
         "metrics": found.metrics,
         "metric_titles": METRIC_TITLES,
+        "has_matrices": len(found.metrics[0].labels) <= MAX_MATRIX_LABELS,
+        "largest": _largest_mistakes,
         "probabilities": probabilities,
         "metric_plots": [(METRIC_TITLES[name], comparison_plot((comparison,), name)) for name in METRICS],
         "reliability": [
@@ -89,6 +91,18 @@ def render_comparison(
 def write_comparison(page: str, uri: str) -> None:
     """Write the page to the file `uri`, whole or not at all, replacing what was there."""
     storage.write_bytes(uri, page.encode())
+
+
+def _largest_mistakes(metrics: Metrics) -> list[tuple[str, str | None, int]]:
+    """(label, answer, videos) of the most frequent mistakes; an answer of None is none."""
+    answers = (*metrics.labels, None)
+    mistakes = [
+        (label, answered, count)
+        for label, counts in zip(metrics.labels, metrics.confusion, strict=True)
+        for answered, count in zip(answers, counts, strict=True)
+        if count and answered != label
+    ]
+    return sorted(mistakes, key=lambda mistake: -mistake[2])[:NUM_LARGEST]
 
 
 def _difference(found: SideBySide, name: str) -> str:

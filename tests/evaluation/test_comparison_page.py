@@ -55,6 +55,23 @@ def test_whatever_ids_and_names_hold_is_text(tmp_path: Path) -> None:
     assert ATTACK not in page and page.count("&lt;script&gt;") > 10
 
 
+def test_of_very_many_labels_the_most_frequent_mistakes_stand_in_place_of_matrices(tmp_path: Path) -> None:
+    labels = (*TASK.labels, *(f"label {number}" for number in range(40)))
+    one, other = (find_predictions(file) for file in _files(tmp_path))
+    rows = [
+        [replace(row, probabilities={label: row.probabilities.get(label, 0.0) for label in labels}) for row in each.predictions]
+        for each in (one, other)
+    ]
+    found = side_by_side(*rows, labels, names=("after", "before"))
+    page = " ".join(render_comparison(found, one, other, [], {}, seed=0).split())
+    assert "The most frequent mistakes" in page and 'class="matrix"' not in page
+    mistakes = [
+        (label, answered, found.metrics[1].confusion[i][j]) for i, label in enumerate(labels) for j, answered in enumerate(labels) if i != j
+    ]
+    label, answered, count = max(mistakes, key=lambda mistake: mistake[2])
+    assert count > 1 and f'<th scope="row">{label}</th><td>{answered}</td><td>{count} ' in page
+
+
 def test_two_systems_that_agree_have_nothing_to_show(tmp_path: Path) -> None:
     one, _ = (find_predictions(file) for file in _files(tmp_path))
     found = side_by_side(one.predictions, one.predictions, TASK.labels, names=("a", "b"))
