@@ -309,7 +309,8 @@ sixteen GPUs.
 
 Actors whose engines sleep: the start of an engine is to be added to each. A node that dies is replaced by another while the job goes on; a
 driver is killed and submitted again; with the head go the job and its node (with room for two actors), and all of them are started again.
-What is lost in training and serving, and by a cut link, is held by tests (`tests/integration/test_nodes.py`, `test_links.py`, `test_serve_survives.py`).
+What is lost in training and serving, and by a cut link, is held by tests (`tests/integration/test_nodes.py`, `test_links.py`,
+`test_serve_survives.py`).
 """
 
 

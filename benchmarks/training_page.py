@@ -147,8 +147,8 @@ length pads less the more samples it can choose from: with these lengths transfo
 with 128 samples, 1.4 % with 1,000, 0.4 % with 10,000, and without grouping it is 36 % (computed from its sampler's rule).
 
 {tables}
-Where a step is nothing but matrix products, it can only become faster by leaving some out. FLOPs of the thriftiest peer over ours: {bounds}.
-A small model's step has much beside them.
+Where a step is nothing but matrix products, it can only become faster by leaving some out. FLOPs of the thriftiest peer over ours:
+{bounds}. A small model's step has much beside them.
 
 ## The same training
 
