@@ -58,11 +58,11 @@ def test_whatever_ids_and_names_hold_is_text(tmp_path: Path) -> None:
 def test_of_very_many_labels_the_most_frequent_mistakes_stand_in_place_of_matrices(tmp_path: Path) -> None:
     labels = (*TASK.labels, *(f"label {number}" for number in range(40)))
     one, other = (find_predictions(file) for file in _files(tmp_path))
-    rows = [
+    after, before = (
         [replace(row, probabilities={label: row.probabilities.get(label, 0.0) for label in labels}) for row in each.predictions]
         for each in (one, other)
-    ]
-    found = side_by_side(*rows, labels, names=("after", "before"))
+    )
+    found = side_by_side(after, before, labels, names=("after", "before"))
     page = " ".join(render_comparison(found, one, other, [], {}, seed=0).split())
     assert "The most frequent mistakes" in page and 'class="matrix"' not in page
     mistakes = [
