@@ -64,7 +64,7 @@ class LocalCluster:
         # By this note and the nodes that still look for it, `ray start` would take the dead head on this machine for a live one.
         (self._folder / "ray/ray_current_cluster").unlink(missing_ok=True)
         where = [f"--port={port}", f"--dashboard-port={dashboard_port}", "--node-ip-address=127.0.0.1"]
-        self._head = self._start("--head", f"--num-cpus={self._head_cpus}", *where, f"--temp-dir={self._folder / 'ray'}")
+        self._head = self._start("--head", f"--num-cpus={self._head_cpus}", *where, temp_dir=self._folder / "ray")
         self._wait_until(self._answers, self._head)
 
     @property
@@ -78,7 +78,10 @@ class LocalCluster:
 
     def add_node(self, num_cpus: int, resources: str = "{}") -> subprocess.Popen[bytes]:
         """Returns when it has joined: two that join at once may want the same ports and names of sockets. Raises `TimeoutError`."""
-        node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", f"--resources={resources}")
+        # A folder of its own, as on a machine of its own: a node that is new to a job unpacks its working directory, and in a folder that all
+        # share it would remove the one in which the others, and the driver, are at work.
+        temp_dir = self._folder / f"node-{self._num_started}"
+        node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", f"--resources={resources}", temp_dir=temp_dir)
         self.nodes.append(node)
         self._wait_until(lambda: b"Ray runtime started" in self._log.read_bytes(), node)
         return node
@@ -91,10 +94,10 @@ class LocalCluster:
         self.nodes.remove(node)
         kill(node)
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, *arguments: str, temp_dir: Path) -> subprocess.Popen[bytes]:
         # Its usual port may be that of another Ray on this machine, and a head without this agent takes no jobs.
         agent = f"--dashboard-agent-listen-port={free_port()}"
-        words = ["ray", "start", *arguments, agent, f"--object-store-memory={STORE_BYTES}", "--block"]
+        words = ["ray", "start", *arguments, f"--temp-dir={temp_dir}", agent, f"--object-store-memory={STORE_BYTES}", "--block"]
         self._tell(f"{shlex.join(words)} &")
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         self._num_started += 1

@@ -26,10 +26,6 @@ def generate(runs: Sequence[Run], also: Sequence[Work] = ()) -> None:
     All of it is done by the same actors, as starting an engine takes longer than much of the work; so the runs must have the same model
     and teacher.
     """
-    # What comes next trains in the same process, and loading torch after Ray Data had lost a node ended it, three times of three, with
-    # "Intel oneMKL FATAL ERROR: Cannot load libtorch_cpu.so". Why is not known; loaded before, it stays loaded.
-    import torch  # noqa: F401
-
     work = [item for run in runs if (item := _rationale_work(run)) is not None]
     by_engine: dict[EngineName, list[Work]] = {"openai": work, "vllm": list(also)} if _asks_server(runs[0]) else {"vllm": [*work, *also]}
     for engine, items in by_engine.items():
