@@ -3,7 +3,7 @@ passes, warm and interleaved in one run. `python -m benchmarks evaluation [--jso
 
 Two sizes: the miniature, with the two labels of its task, shows what everything around the model costs; a random model of some thirty
 million parameters, with three labels and frames of the paper's size, is bound by reading the video, as a real one is. Clips are decoded in
-advance, for all. Ratios are medians over rounds.
+advance, for all. Ratios are medians over rounds, of the engine that the size's configuration names and of the other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.label_contenders import BareAsyncLLM, Case, Contender, HFForward, OfflineLLM, Told, ours, ours_hf
 from benchmarks.large_model import teach_to_answer, write_large_model
@@ -46,6 +47,8 @@ CONTENDERS: dict[str, Callable[[Case], Contender]] = {
     "async_llm": BareAsyncLLM,
     "hf": HFForward,
 }
+ENGINES = {"vllm": "ours", "hf": "ours_hf"}
+"""`evaluation.engine` -> the contender."""
 TOLERANCE = 2e-3
 """Between our probabilities and those of transformers' forward passes: float32, sums in another order."""
 
@@ -54,6 +57,8 @@ TOLERANCE = 2e-3
 class Measured:
     """One size."""
 
+    engine: str
+    """Which of ours its configuration names."""
     seconds: dict[str, list[float]]
     """Contender -> of each round."""
     num_clips: int
@@ -107,7 +112,7 @@ def _case(size: str, folder: Path) -> Case:
         model = write_large_model(folder / "model", 512, 8, 16, 4)
         pixels = [f"video.min_pixels={FRAME_PIXELS}", f"video.max_pixels={FRAME_PIXELS}"]
         settings += [f"task={ROOT / 'configs/tasks/miniature-titles.yaml'}", f"model.path={model}", *pixels]
-        settings += ["engine.max_num_seqs=8", "engine.max_model_len=1024"]
+        settings += ["engine.max_num_seqs=8", "engine.max_model_len=1024", "engine.max_num_batched_tokens=2048", "evaluation.engine=vllm"]
     config = load_config(ROOT / "configs/miniature.yaml", settings)
     uris = [str(world.parent / example.uri) for example in read_manifest(str(world)) if example.split == "train"]
     clips = [decode(uri, config.video.spec()) for uri in uris]
@@ -140,6 +145,7 @@ def _measure(case: Case) -> Measured:
         for contender in contenders.values():
             contender.close()
     return Measured(
+        engine=case.config.evaluation.engine,
         seconds=seconds,
         num_clips=len(case.clips),
         num_prompt_tokens=len(case.adapter().encode(case.clips[0], case.messages).input_ids_L),
@@ -160,13 +166,13 @@ def _difference(ours_told: Sequence[Told], hf_told: Sequence[Told]) -> float:
     return largest
 
 
-def _ratios(measured: Measured) -> dict[str, float]:
-    """Of vLLM as our engine, and of plain transformers as our engine."""
-    ratios = {}
-    for name, suffix in (("ours", ""), ("ours_hf", "_by_hf_engine")):
-        ratios[f"ratio_vs_generate{suffix}"] = measured.ratio(measured.generate, name)[0]
-        ratios[f"ratio_vs_hf{suffix}"] = measured.ratio("hf", name)[0]
-    return ratios
+def _ratios(measured: Measured) -> dict[str, Any]:
+    """Of the engine that the size's configuration names, and of each."""
+    ratios = {
+        engine: {"ratio_vs_generate": measured.ratio(measured.generate, name)[0], "ratio_vs_hf": measured.ratio("hf", name)[0]}
+        for engine, name in ENGINES.items()
+    }
+    return {"engine": measured.engine, **ratios[measured.engine], "by_engine": ratios}
 
 
 def _table(size: str, measured: Measured) -> str:
@@ -180,7 +186,8 @@ def _table(size: str, measured: Measured) -> str:
     table = "\n".join(lines)
     return f"""### {size}
 
-{measured.num_clips} clips a round, {measured.num_prompt_tokens} tokens of prompt each.
+{measured.num_clips} clips a round, {measured.num_prompt_tokens} tokens of prompt each; its configuration asks for
+`evaluation.engine: {measured.engine}`, which is `{ENGINES[measured.engine]}`.
 
 {table}
 

@@ -90,6 +90,9 @@ class EngineConfig(Section):
     max_model_len: int = Field(32_768, gt=0)
     max_num_seqs: int = Field(64, gt=0)
     """Requests in one engine step; twice as many are kept in flight, frames permitting, so that its queue never runs dry."""
+    max_num_batched_tokens: int | None = Field(None, gt=0)
+    """Tokens of prompts in one engine step, and of encoded videos that are kept, of which one may always be longer; if left out, vLLM's for
+    offline work: 8,192 or, on GPUs of 70 GB and more, 16,384. Fewer make steps shorter."""
     tensor_parallel_size: int = Field(1, gt=0)
     gpu_memory_utilization: float = Field(0.90, gt=0, le=1)
     kv_cache_gib_cpu: float = Field(2.0, gt=0)

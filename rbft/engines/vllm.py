@@ -208,6 +208,8 @@ def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdap
         arguments["distributed_executor_backend"] = "uni"
     if config.block_size is not None:
         arguments["block_size"] = config.block_size
+    if config.max_num_batched_tokens is not None:
+        arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
     if config.num_gpus > 0:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     return arguments
