@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.integration.conftest import Jobs, RayCluster, wait_for
+from tests.integration.conftest import Jobs, RayCluster
 from tests.integration.test_nodes import written
-from tests.integration.test_survival import engine_cores
+from tests.integration.test_survival import title
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 
@@ -20,14 +22,22 @@ pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 def test_engines_of_one_node_have_cores_of_their_own(jobs: Jobs, ray_cluster: RayCluster, finished_run: Path) -> None:
     run = jobs.run_dir("pinned")
     job = jobs.start("generate", "pinned", "engine.num_actors=2", "engine.pin_cores=true", "engine.num_cpus=1", "engine.rows_per_block=4")
-    wait_for(lambda: len(engine_cores(ray_cluster)) == 2, job)
-    cores = [each.cpu_affinity() for each in engine_cores(ray_cluster)]
-    wait_for(lambda: len(list(run.glob("rationales/*/parts/*.parquet"))) > 0, job)
-    decoders = {tuple(each.cpu_affinity()) for each in below(ray_cluster) if "rbft.video.child" in " ".join(each.cmdline())}
-    output, _ = job.communicate(timeout=900)
+    cores: dict[str, dict[int, list[int]]] = {"EngineActor": {}, "EngineCore": {}, "rbft.video.child": {}}
+    # All along: the one engine may be done with everything before the other has started.
+    while job.poll() is None:
+        for process in psutil.Process(ray_cluster.pid).children(recursive=True):
+            for kind, seen in cores.items():
+                if kind in title(process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        seen[process.pid] = process.cpu_affinity()
+        time.sleep(0.1)
+    output, _ = job.communicate()
     assert job.returncode == 0, output
-    assert [len(each) for each in cores] == [1, 1] and cores[0] != cores[1]
-    assert decoders <= {tuple(each) for each in cores}
+    of_actors = [each for each in cores["EngineActor"].values() if len(each) == 1]
+    assert len({core for (core,) in of_actors}) == 2, "two actors, two cores"
+    for kind in ("EngineCore", "rbft.video.child"):
+        assert cores[kind], kind
+        assert all(each in of_actors for each in cores[kind].values())
     assert written(run) == written(finished_run)
 
 
@@ -37,10 +47,6 @@ def test_an_engine_in_two_parts_writes_what_one_writes(jobs: Jobs, finished_run:
     two, one = written(jobs.run_dir("two-parts")), written(finished_run)
     assert [id_ for id_, _ in two] == [id_ for id_, _ in one]
     assert sum(text == other for (_, text), (_, other) in zip(two, one, strict=True)) >= 0.9 * len(one)
-
-
-def below(ray_cluster: RayCluster) -> list[psutil.Process]:
-    return list(psutil.Process(ray_cluster.pid).children(recursive=True))
 
 
 OWNER = """

@@ -45,10 +45,10 @@ def in_engine(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def engine_cores(ray_cluster: RayCluster) -> list[psutil.Process]:
     """vLLM's engine processes below the cluster's head."""
-    return [each for each in psutil.Process(ray_cluster.pid).children(recursive=True) if "EngineCore" in _title(each)]
+    return [each for each in psutil.Process(ray_cluster.pid).children(recursive=True) if "EngineCore" in title(each)]
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline()) or process.name()
     except psutil.Error:
