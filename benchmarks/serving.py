@@ -36,12 +36,16 @@ from rbft.config import RunConfig, load_config
 from rbft.models.chat import ChatAdapter
 
 RESULT = ROOT / "benchmarks/results/serving.md"
+SOAK_RESULT = ROOT / "benchmarks/results/soak.md"
+SOAK_MINUTES = 10.0
+"""Of mixed load, at least, for a page."""
 CONFIG = ROOT / "configs/miniature.yaml"
 
 NUM_ROUNDS = 5
 NUM_REQUESTS = {1: 32, 4: 64, 16: 192, 64: 384}
 """Clients -> requests of a round."""
 NUM_STREAMS = 50
+"""Asked for at once; the service writes as many of them at a time as it has places for rationales, and the others wait."""
 _NUM_BESIDE_STREAMS = (16, 96)
 """Clients and requests of a round, with the streams and without."""
 _NUM_DRAWN = 64
@@ -97,6 +101,9 @@ def _soak(chosen: argparse.Namespace) -> None:
     ):
         figures = asyncio.run(soak(service, _videos(), chosen.soak, chosen.media)).figures()
     print(json.dumps(figures, indent=2))
+    if chosen.soak >= SOAK_MINUTES:
+        SOAK_RESULT.write_text(_soak_page(figures, chosen.media is not None))
+        print(f"wrote {SOAK_RESULT.relative_to(ROOT)}")
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -325,7 +332,30 @@ Milliseconds of CPU a request, with {max(result.levels)} clients:
 
 {result.cpu_table()}
 
-With {NUM_STREAMS} rationales being streamed, the p95 of {_NUM_BESIDE_STREAMS[0]} clients' classifications is {result.beside()}.
+With {NUM_STREAMS} rationales asked for all the time as streams, of which the service writes a quarter of `engine.max_num_seqs` at once, the
+p95 of {_NUM_BESIDE_STREAMS[0]} clients' classifications is {result.beside()}.
+"""
+
+
+def _soak_page(figures: dict[str, Any], with_media: bool) -> str:
+    used = ", ".join(f"{package} {version}" for package, version in versions().items())
+    media = ", and a folder of 238 real, odd and broken video files (`--media`)" if with_media else ""
+    rows = "\n".join(
+        f"| {kind} | {', '.join(f'{count} x {status}' for status, count in each.items())} |" for kind, each in figures["statuses"].items()
+    )
+    return f"""# Minutes of mixed load on the service
+
+`python -m benchmarks serving --soak {figures["minutes"]:g}`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {used}.
+Eight clients ask for labels, two for labels with reasons and then for streamed reasons, three send what is no video: broken, empty, cut short
+and flipped files, playlists, bodies that are too large or no form{media}.
+
+| asked | answers |
+| --- | --- |
+{rows}
+
+{figures["requests"]} requests in {figures["minutes"]:g} minutes, {figures["unanswered"]} of them without an answer, {figures["num_5xx_but_503"]} with a 5xx other than 503. Memory
+of all processes of the service, each page once: {figures["memory_mib"]} MiB in the median, growing by {figures["memory_slope_mib_per_minute"]} MiB a minute after the first
+fifth of the time.
 """
 
 

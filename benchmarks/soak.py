@@ -70,8 +70,10 @@ async def soak(service: Service, videos: Iterator[bytes], minutes: float, media:
 
     async def reasons(http: aiohttp.ClientSession) -> Reply:
         first = await send(http, multipart(f"{service.url}/v1/classify", next(videos), with_rationale="true"))
+        if first.status != 200:
+            return first
         result.statuses["reasons"][first.status] += 1
-        video_id = first.json().get("video_id") or ""
+        video_id = first.json()["video_id"] or ""
         return await send(http, multipart(f"{service.url}/v1/rationale", None, {"Accept": "text/event-stream"}, video_id=video_id))
 
     async def hostile(http: aiohttp.ClientSession) -> Reply:
@@ -82,7 +84,7 @@ async def soak(service: Service, videos: Iterator[bytes], minutes: float, media:
             while time.monotonic() - started < 60 * minutes:
                 try:
                     result.statuses[kind][(await ask(http)).status] += 1
-                except aiohttp.ClientError:
+                except (aiohttp.ClientError, TimeoutError):
                     result.num_unanswered += 1
 
     async def watch() -> None:

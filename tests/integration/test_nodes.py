@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 @pytest.fixture
 def nodes(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster of a head that takes no actors and two nodes that do; `add_node` and `remove_node` as `ray.cluster_utils` has them."""
+    from ray._private.authentication_test_utils import reset_auth_token_state
     from ray.cluster_utils import Cluster
 
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # of the session's own cluster
@@ -37,6 +38,7 @@ def nodes(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     token.write_text("fedcba9876543210" * 4)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    reset_auth_token_state()  # Ray reads the environment once in a process, and a test before this one may have had it do so
     store = {"object_store_memory": 256 << 20}
     cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 0, **store})
     try:
@@ -46,6 +48,8 @@ def nodes(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield cluster
     finally:
         cluster.shutdown()
+        monkeypatch.undo()
+        reset_auth_token_state()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import ray
 from ray import serve
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 from rbft import errors
 from rbft.api import ModelVersion, RationaleAnswer, RationaleStart
@@ -50,6 +51,7 @@ def url() -> Iterator[str]:
             patch.delenv(name, raising=False)
         for name, value in PROXY_SETTING.items():
             patch.setenv(name, value)
+        reset_auth_token_state()  # what a test before this one may have had Ray read in this process
         ray.init(address="local", num_cpus=4, include_dashboard=False, namespace=APPLICATION, log_to_driver=False, logging_level="error")
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
