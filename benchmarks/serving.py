@@ -346,16 +346,16 @@ def _soak_page(figures: dict[str, Any], with_media: bool) -> str:
     return f"""# Minutes of mixed load on the service
 
 `python -m benchmarks serving --soak {figures["minutes"]:g}`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {used}.
-Eight clients ask for labels, two for labels with reasons and then for streamed reasons, three send what is no video: broken, empty, cut short
-and flipped files, playlists, bodies that are too large or no form{media}.
+Eight clients ask for labels, two for labels with reasons and then for streamed reasons, three send what is no video: broken, empty, cut
+short and flipped files, playlists, bodies that are too large or no form{media}.
 
 | asked | answers |
 | --- | --- |
 {rows}
 
-{figures["requests"]} requests in {figures["minutes"]:g} minutes, {figures["unanswered"]} of them without an answer, {figures["num_5xx_but_503"]} with a 5xx other than 503. Memory
-of all processes of the service, each page once: {figures["memory_mib"]} MiB in the median, growing by {figures["memory_slope_mib_per_minute"]} MiB a minute after the first
-fifth of the time.
+{figures["requests"]} requests in {figures["minutes"]:g} minutes: {figures["unanswered"]} without an answer, {figures["num_5xx_but_503"]} with a
+5xx other than 503. Memory of all processes of the service, each page once: {figures["memory_mib"]} MiB in the median, growing by
+{figures["memory_slope_mib_per_minute"]} MiB a minute after the first fifth of the time.
 """
 
 
