@@ -354,7 +354,8 @@ short and flipped files, playlists, bodies that are too large or no form{media}.
 {rows}
 
 {figures["requests"]} requests in {figures["minutes"]:g} minutes: {figures["unanswered"]} without an answer,
-{figures["num_5xx_but_503"]} with a 5xx other than 503. Memory of all processes of the service, each page once: {figures["memory_mib"]} MiB in the median, growing by
+{figures["num_5xx_but_503"]} with a 5xx other than 503. Memory of all processes of the service, each page once:
+{figures["memory_mib"]} MiB in the median, growing by
 {figures["memory_slope_mib_per_minute"]} MiB a minute after the first fifth of the time.
 """
 
