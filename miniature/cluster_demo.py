@@ -11,6 +11,7 @@ The world is the demo's; the run goes to runs/cluster/miniature. Every command i
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from miniature.demo import ROOT, SEED, SIZES, WORLD
 from miniature.local_cluster import BIN, LocalCluster, tree
@@ -75,9 +77,20 @@ def compare() -> str:
     if not expected.is_file():
         return "`make demo` has not run here, so that there is nothing to compare with"
     ours, theirs = (json.loads(path.read_text())["systems"] for path in (found, expected))
-    if ours != theirs:
-        raise SystemExit(f"not the numbers of `make demo`: {found} and {expected} differ")
+    if differing := differences(ours, theirs):
+        raise SystemExit(f"not the numbers of `make demo`: {found} and {expected} differ in {'; '.join(differing)}")
     return "the same numbers as `make demo`"
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Where two of a run's summaries say different things; numbers may differ by rounding, since what is scored together depends on time."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [each for key in one for each in differences(one[key], other[key], f"{where}/{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [each for index, pair in enumerate(zip(one, other, strict=True)) for each in differences(*pair, f"{where}/{index}")]
+    if isinstance(one, float) and isinstance(other, float) and math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-6):
+        return []
+    return [] if one == other else [f"{where}: {one} and {other}"]
 
 
 def _show(command: str) -> None:
