@@ -60,8 +60,8 @@ def _use(task: Task, spec: VideoSpec, stage: str) -> str:
     return f"""## Use
 
 The folder `final`, and what `rbft export` writes, is whole: weights, processor, and `rbft.json` with the labels, prompts and video
-settings. A folder `adapter` holds LoRA's weights in PEFT's format, which `rbft export` merges with their base. The model is asked, about up to
-{spec.max_frames} frames at {spec.fps:g} frames a second of at most {spec.max_pixels:,} pixels each:
+settings. A folder `adapter` holds LoRA's weights alone, in PEFT's format, which `rbft export` merges with their base. The model is
+asked, about up to {spec.max_frames} frames at {spec.fps:g} frames a second of at most {spec.max_pixels:,} pixels each:
 
 {quoted}
 

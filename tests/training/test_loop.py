@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -146,7 +147,6 @@ def test_two_checkpoints_are_kept(finished: dict[str, StageSpec]) -> None:
     assert [path.name for path in kept] == ["step-00000002", "step-00000004"]
 
 
-@pytest.mark.slow
 def test_a_killed_stage_ends_as_the_uninterrupted_one(finished: dict[str, StageSpec], items: list[TrainingItem], tmp_path: Path) -> None:
     """Killed after three steps, with a checkpoint of two: the third is in the log already, and the fourth half."""
     spec = replace(finished["zero2"], folder=str(tmp_path / "stage"))
@@ -358,6 +358,14 @@ def test_qwen2_vl_trains_too_and_in_bfloat16(items: list[TrainingItem], tmp_path
     assert {"model.visual.patch_embed.proj.weight", "model.visual.merger.mlp.0.weight", "model.language_model.embed_tokens.weight"} <= set(
         moved
     )
+
+
+def test_an_infinite_loss_in_the_first_micro_batch_stops_the_stage_with_its_videos(
+    tiny_model: Path, items: list[TrainingItem], tmp_path: Path
+) -> None:
+    infinite = [replace(item, weight=math.inf) for item in items[:4]]
+    with pytest.raises(ProcessRaisedException, match=r"NotFiniteError: .*v0"):
+        run_workers(run_stage, 1, make_stage(tiny_model, tmp_path, make_training(1, 2), epochs=1), infinite)
 
 
 def test_a_stage_without_items_is_refused(tiny_model: Path, tmp_path: Path) -> None:
