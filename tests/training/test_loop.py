@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -39,6 +40,7 @@ from tests.training.stages import (
     run_until_told,
     save_and_load,
 )
+from tests.training.test_tracking import Server
 from tests.training.workers import run_workers
 
 NUM_STEPS = 4
@@ -337,13 +339,16 @@ def test_too_many_bad_videos_fail_the_stage_and_fail_it_again_when_it_goes_on(
     tiny_model: Path, items: list[TrainingItem], tmp_path: Path
 ) -> None:
     gone = TrainingItem(Example("gone", str(tmp_path / "gone.mp4")), TASK.question_messages(), "normal")
-    spec = make_stage(tiny_model, tmp_path / "stage", make_training(1, 4), epochs=1, max_bad_fraction=0.2)
-    for _ in range(2):
-        with pytest.raises(ProcessRaisedException, match=r"1 of 4 videos could not be used.*: gone \(video_missing\)"):
-            run_workers(run_stage, 1, spec, [*items[:3], gone])
-    assert not artifacts.is_complete(f"{spec.folder}/final")
-    run_workers(run_stage, 1, replace(spec, max_bad_fraction=0.25), [*items[:3], gone])
-    assert artifacts.is_complete(f"{spec.folder}/final")
+    with contextlib.closing(Server()) as mlflow:
+        training = make_training(1, 4, mlflow_uri=mlflow.url)
+        spec = make_stage(tiny_model, tmp_path / "stage", training, epochs=1, max_bad_fraction=0.2)
+        for _ in range(2):
+            with pytest.raises(ProcessRaisedException, match=r"1 of 4 videos could not be used.*: gone \(video_missing\)"):
+                run_workers(run_stage, 1, spec, [*items[:3], gone])
+        assert not artifacts.is_complete(f"{spec.folder}/final")
+        run_workers(run_stage, 1, replace(spec, max_bad_fraction=0.25), [*items[:3], gone])
+        assert artifacts.is_complete(f"{spec.folder}/final")
+    assert [update["status"] for update in mlflow.bodies("runs/update")] == ["FAILED", "FAILED", "FINISHED"]
 
 
 def test_qwen2_vl_trains_too_and_in_bfloat16(items: list[TrainingItem], tmp_path: Path) -> None:
