@@ -9,29 +9,38 @@ are installed.
     MFU = FLOPs of the model / (seconds * the device's dense bf16 FLOP/s)
 
 `rbft.models.flops` says what counts: not padding, not what checkpointing computes again.
+
+Not what training does: on CUDA the optimiser holds no fp32 weights and its moments are bf16, but in the variant "fp32 masters". That
+takes 8 bytes a weight on one GPU, and with masters 18 (of which ZeRO-2 spreads 16 over the workers), so that a 7B model with masters fits
+no single one. Peak memory is therefore that of activations beside 8 bytes a weight; `rbft plan` has what a worker will hold. Training
+offers full gradient checkpointing or none: "checkpointing every other block" is here alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import gc
 import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
+from rbft.models import attention
 from rbft.models.attention import use_segments
 from rbft.models.batches import MicroBatch, pack, pad, to_device
 from rbft.models.chat import IGNORE_INDEX, EncodedSample
 from rbft.models.flops import model_flops, peak_flops
 from rbft.models.last_layer import narrow_last_layer
-from rbft.models.patches import PatchLayout, patchify
+from rbft.models.patches import PatchLayout, multiply_patches, patchify
 from rbft.training.kernels import fuse
 from rbft.training.loss import SupervisedLoss
 
@@ -71,7 +80,7 @@ NUM_PROMPT_TOKENS, NUM_ANSWER_TOKENS = 160, 300
 
 @dataclass(frozen=True)
 class Technique:
-    """What a step is computed with. The defaults are what training does."""
+    """What a step is computed with. The defaults are what training does, but for `masters`."""
 
     packed: bool = True
     segments: bool = True
@@ -86,8 +95,14 @@ class Technique:
     """The vision tower's positions and windows come with the batch; else they are worked out in the step."""
     fused: bool = True
     """Liger's norms and MLPs, where it is installed and there is a GPU."""
+    multiplied_patches: bool = True
+    """Patches are embedded by a matrix product; else by transformers' convolution."""
+    varlen: bool = True
+    """On CUDA, FlashAttention's varlen kernel or torch's; else scaled_dot_product_attention, sample by sample and windows by size."""
     checkpointing: str = "full"
     """"full", "every-other" (block) or "none"."""
+    masters: bool = False
+    """The optimiser steps fp32 copies of the weights, and gradients are added up in fp32."""
 
 
 VARIANTS: dict[str, Technique] = {
@@ -99,9 +114,12 @@ VARIANTS: dict[str, Technique] = {
     "float32 patches from the host": Technique(frames_on_device=False),
     "indices in the step": Technique(indices_ahead=False),
     "no fused kernels": Technique(fused=False),
-    "none of them": Technique(False, False, False, False, False, False, False),
+    "convolved patches": Technique(multiplied_patches=False),
+    "no varlen attention": Technique(varlen=False),
+    "none of them": Technique(False, False, False, False, False, False, False, False, False),
     "checkpointing every other block": Technique(checkpointing="every-other"),
     "no checkpointing": Technique(checkpointing="none"),
+    "fp32 masters": Technique(masters=True),
 }
 
 
@@ -167,6 +185,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         workload = replace(workload, num_frames=(8, 4, 6, 2), frame_size=(56, 84), num_prompt_tokens=20, num_answer_tokens=10)
     product = product_flops(device)
     print(f"{describe(device)}; a large product reaches {product / 1e12:.1f} TFLOP/s")
+    print('Weights and AdamW\'s moments in bf16 on CUDA, no fp32 weights but in "fp32 masters": peaks hold 8 bytes a weight, there 18.')
     results: dict[str, Any] = {"device": describe(device), "product_flops": product, "workload": asdict(workload), "models": {}}
     for model in models:
         found = results["models"][model] = {}
@@ -216,8 +235,10 @@ def product_flops(device: torch.device) -> float:
 
 def measure(shape: dict[str, Any], technique: Technique, workload: Workload, device: torch.device, product: float) -> Measured:
     """Time steps of a new model of `shape`; a variant that does not fit into memory comes back with an `error`."""
+    no_kernel = mock.patch.object(attention, "_varlen_kernel", return_value=None)
     try:
-        return _measure(shape, technique, workload, device, product)
+        with contextlib.nullcontext() if technique.varlen else no_kernel:
+            return _measure(shape, technique, workload, device, product)
     except torch.OutOfMemoryError:
         return Measured(error="out of memory")
     finally:
@@ -234,7 +255,8 @@ def _measure(shape: dict[str, Any], technique: Technique, workload: Workload, de
     loss = prepare(model, sizes, technique, device)
     samples = make_samples(workload, sizes, shape["text"]["vocab_size"])
     batches = list(micro_batches(samples, sizes, technique, workload.micro_batch_size))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device.type == "cuda")
+    make_optimiser = _MasterAdamW if technique.masters else torch.optim.AdamW
+    optimiser = make_optimiser(model.parameters(), lr=1e-6, fused=device.type == "cuda")
     num_supervised = sum(sample.num_supervised_tokens for sample in samples)
     times, first_loss = [], 0.0
     for step in range(workload.num_steps + 1):
@@ -263,6 +285,32 @@ def _measure(shape: dict[str, Any], technique: Technique, workload: Workload, de
         padded_share=1 - num_tokens / sum(batch["input_ids"].numel() for batch in batches),
         loss=first_loss,
     )
+
+
+class _MasterAdamW:
+    """AdamW on fp32 copies of the weights. Gradients are added up in fp32 as they come, and those in the weights' type go."""
+
+    def __init__(self, weights: Iterable[torch.nn.Parameter], lr: float, fused: bool) -> None:
+        self._weights = list(weights)
+        self._masters = [weight.detach().to(torch.float32, copy=True) for weight in self._weights]
+        self._adamw = torch.optim.AdamW(self._masters, lr=lr, fused=fused)
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            weight.register_post_accumulate_grad_hook(functools.partial(self._take_gradient, master))
+
+    def step(self) -> None:
+        self._adamw.step()
+        with torch.no_grad():
+            for weight, master in zip(self._weights, self._masters, strict=True):
+                weight.copy_(master)
+
+    def zero_grad(self) -> None:
+        self._adamw.zero_grad()
+
+    @staticmethod
+    def _take_gradient(master: torch.Tensor, weight: torch.Tensor) -> None:
+        assert weight.grad is not None
+        master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
+        weight.grad = None
 
 
 def _now(device: torch.device) -> float:
@@ -300,6 +348,8 @@ def prepare(model: Any, sizes: _Sizes, technique: Technique, device: torch.devic
                 block.gradient_checkpointing = False
     if technique.segments:
         use_segments(model, packed=technique.packed)
+    if technique.multiplied_patches:
+        multiply_patches(model)
     if technique.narrow_last_layer:
         narrow_last_layer(model)
     if technique.fused and device.type == "cuda":

@@ -1,7 +1,7 @@
 """Whether a model can still explain after stage 2 (readings, 27): the same held-out videos, asked of M_inter and of M*, through the gates.
 
-Beyond the paper's comparison, and off unless `evaluation.rationale_check` says how many videos. What was written is kept by model, prompt
-and sampling, so that a second submission asks for nothing.
+Beyond the paper's comparison, and off unless `evaluation.rationale_check` says how many videos, or `training.replay_share` is on. What was
+written is kept by model, prompt and sampling, so that a second submission asks for nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MOMENTS: dict[str, Stage] = {"before": "rationale", "after": "classify"}
 
 def check_rationales(run: Run) -> dict[str, dict[str, Any]]:
     """System with a stage 1 -> what `summarise` says of it; empty where the check is off. Asks for what has not been written yet."""
-    count = run.config.evaluation.rationale_check
+    count = run.config.num_rationales_checked
     if not count:
         return {}
     examples = sorted(held_out(run), key=lambda example: derive_seed(run.config.seed, "rationale check", example.id))[:count]

@@ -387,6 +387,20 @@ def test_validation_is_off_until_it_is_said_when(run_file: Path) -> None:
     assert "patience counts validations, and there are none" in mistake(run_file, "training.validation.patience=2")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), 0),
+        (("training.replay_share=0.2",), 64),
+        (("training.replay_share=0.2", "evaluation.rationale_check=0"), 0),
+        (("training.replay_share=0.2", "evaluation.rationale_check=8"), 8),
+        (("evaluation.rationale_check=8",), 8),
+    ],
+)
+def test_what_replay_is_worth_is_measured_unless_it_is_said_not_to_be(run_file: Path, overrides: tuple[str, ...], expected: int) -> None:
+    assert load_config(run_file, list(overrides)).num_rationales_checked == expected
+
+
 def test_further_seeds_are_others_than_the_runs_own(run_file: Path) -> None:
     assert load_config(run_file, ["training.seeds=[1,2]"]).training.seeds == (1, 2)
     for override in ("training.seeds=[0,1]", "training.seeds=[1,1]"):

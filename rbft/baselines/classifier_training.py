@@ -110,7 +110,7 @@ class _Training:
         first_step, bad_videos = load_newest(self._checkpoints, self._classifier.model, self._optimiser, spec.fingerprint)
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
-            log = stack.enter_context(contextlib.closing(StageLog(Path(spec.folder), first_step))) if self._rank == 0 else None
+            log = stack.enter_context(StageLog(Path(spec.folder), first_step)) if self._rank == 0 else None
             feed = self._feed(stack, batches, first_step)
             for step in range(first_step + 1, len(batches) + 1):
                 began = time.monotonic()

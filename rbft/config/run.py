@@ -44,9 +44,10 @@ class EvaluationConfig(Section):
     with the resources of one engine. A model that it cannot be read of is named there instead."""
     attributes: str | None = None
     """A CSV, TSV, JSONL or Parquet file with a column `id` and others by whose values failures are counted, beside label and category."""
-    rationale_check: int = Field(0, ge=0)
+    rationale_check: int | None = Field(None, ge=0)
     """Held-out videos that every model with a stage 1 explains again after stage 2; the report has the share of its rationales that pass
-    the gates, before and after (readings, 27). 0 asks for none."""
+    the gates, before and after (readings, 27). 0 asks for none. None: 64 where `training.replay_share` has stage 2 learn rationales too,
+    to see what that is worth, else 0."""
     masking: MaskingConfig = MaskingConfig()
     attention: AttentionConfig = AttentionConfig()
 
@@ -132,6 +133,12 @@ class RunConfig(Section):
     @property
     def run_dir(self) -> str:
         return f"{self.output_dir.rstrip('/')}/{self.name}"
+
+    @property
+    def num_rationales_checked(self) -> int:
+        """`evaluation.rationale_check`, or what follows from `training.replay_share` where it is not given."""
+        given = self.evaluation.rationale_check
+        return (64 if self.training.replay_share > 0 else 0) if given is None else given
 
     @property
     def api_cache(self) -> str:

@@ -122,7 +122,8 @@ class TrainingConfig(Section):
     mean."""
     replay_share: float = Field(0.0, ge=0, lt=1)
     """Beyond the paper (readings, 27): the share of stage 2's samples that are rationales which stage 1 learned from, drawn by the seed, so
-    that the final model can still explain. They come on top of the labels, and each weighs in the loss as much as a label does."""
+    that the final model can still explain. They come on top of the labels, and each weighs in the loss as much as a label does. With it on,
+    `evaluation.rationale_check` measures what that is worth."""
     rationale_probe: int = Field(0, ge=0)
     """Rationales of stage 1 whose loss is measured before and after stage 2: what stage 2 makes the model forget. 0 measures nothing."""
     rationale_validation_share: float = Field(0.0, ge=0, le=0.5)

@@ -19,6 +19,7 @@ from torch import nn
 
 from rbft.config import LoraConfig
 from rbft.errors import ModelError
+from rbft.models.card import MODEL_CARD
 from rbft.models.load import TASK_CARD, load_model
 from rbft.models.parameter_groups import part_of
 from rbft.seeds import derive_seed
@@ -73,8 +74,8 @@ def adapted_layers(model: Any, lora: LoraConfig) -> dict[str, list[str]]:
     return chosen
 
 
-def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], base: str, folder: Path, card: dict[str, Any]) -> None:
-    """Write the adapter that `add_adapters` put into `model` to `folder`, as PEFT does, with the task card.
+def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], base: str, folder: Path, card: dict[str, Any], readme: str) -> None:
+    """Write the adapter that `add_adapters` put into `model` to `folder`, as PEFT does, with the task card and the model card `readme`.
 
     `weights` are its tensors by their names in the model, `base` the folder the model came from.
     """
@@ -86,6 +87,7 @@ def save_adapter(model: Any, weights: Mapping[str, torch.Tensor], base: str, fol
     tensors = {f"{_PREFIX}{name.replace(f'.{_NAME}.', '.')}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     (folder / TASK_CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    (folder / MODEL_CARD).write_text(readme, encoding="utf-8")
 
 
 def merge_adapter(folder: Path, base: str) -> Any:

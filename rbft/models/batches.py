@@ -1,7 +1,8 @@
 """Micro-batches for training: samples end to end in one row (packed), or one a row and padded to the longest.
 
-What follows from sizes alone (3-D positions, the vision tower's positions, windows and boundaries) is worked out here, on the CPU and ahead
-of the step, so that the device is not stopped to be asked for numbers. Frames stay uint8 and travel in one piece.
+What follows from sizes alone (3-D positions, the vision tower's positions, windows and boundaries) is worked out here, on the CPU and
+before the step, so that the device is not stopped to be asked for numbers. Decoding and tokenising are done ahead; this is done between two
+steps, by the thread that trains. Frames stay uint8 and travel in one piece.
 
 Shape legend: B samples, L tokens of a row, N bytes of frames.
 """

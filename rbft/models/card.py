@@ -12,6 +12,8 @@ from typing import Any
 from rbft.records import VideoSpec
 from rbft.task import Task
 
+MODEL_CARD = "README.md"
+"""Where hubs look for it."""
 _STAGES = {
     "rationale": "stage 1 of rationale-bootstrapped fine-tuning (prompt to rationale): an intermediate model, which explains",
     "classify": "a video classifier (question to label)",
@@ -19,7 +21,7 @@ _STAGES = {
 
 
 def model_card(task: Task, spec: VideoSpec, lineage: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> str:
-    """README.md of a model of `task`. `scores` are those of the best validation, None where there was none."""
+    """README.md of a model of `task`. `scores` are those of the best validation, None where there was none or they are not known."""
     title = f"{lineage.get('run', task.name)}: {lineage.get('system', task.name)}"
     stage = str(lineage.get("stage", "classify"))
     parts = [
@@ -57,8 +59,9 @@ def _use(task: Task, spec: VideoSpec, stage: str) -> str:
     quoted = "\n".join(f"> {line}" for line in asked.splitlines())
     return f"""## Use
 
-This folder is whole: weights, processor, and `rbft.json` with the labels, prompts and video settings. It is asked, about up to
-{spec.max_frames} frames at {spec.fps:g} frames a second of at most {spec.max_pixels:,} pixels each:
+The folder `final`, and what `rbft export` writes, is whole: weights, processor, and `rbft.json` with the labels, prompts and video
+settings. A folder `adapter` holds LoRA's weights alone, in PEFT's format, which `rbft export` merges with their base. The model is
+asked, about up to {spec.max_frames} frames at {spec.fps:g} frames a second of at most {spec.max_pixels:,} pixels each:
 
 {quoted}
 
@@ -88,6 +91,8 @@ the whole split `{lineage.get("split")}`.
 
 
 def _metrics(scores: Mapping[str, float] | None, lineage: Mapping[str, Any]) -> str:
+    if scores is None and "validation" in lineage:
+        return "## Metrics\n\nThose of its validation are not in this folder. The run's `report.html` has those of the test split."
     if scores is None:
         return (
             "## Metrics\n\nNone were measured while it trained: `training.validation` was off. The run's `report.html` has those of the "

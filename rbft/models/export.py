@@ -3,12 +3,14 @@
     export_model("runs/x/train/rb-ft/classify/final", "/models/mine")
     export_model("runs/x/train/rb-ft/classify/adapter", "/models/mine", base="/data/models/Qwen2.5-VL-7B-Instruct")
 
-The target is a folder on any pyarrow filesystem. It carries the marker of its source: the same model, by the same fingerprint.
+The target is a folder on any pyarrow filesystem. It carries the marker of its source: the same model, by the same fingerprint. It has the
+source's model card (`README.md`); a source that has none, of an older version, gets one made of its task card.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from rbft import artifacts, storage
 from rbft.errors import ArtifactError, ModelError
 from rbft.model_folder import require_model_folder
+from rbft.models.card import MODEL_CARD, model_card
 from rbft.models.load import TASK_CARD, read_card
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -48,11 +51,14 @@ def export_model(source: str, target: str, base: str | None = None, calibration:
         parts = dict(marker["parts"])
         for name in parts:  # The source's marker stays behind: the target's is written last.
             storage.upload_folder(folder / name, f"{target}/{name}")
-        if calibration is not None:
-            with tempfile.TemporaryDirectory(prefix="rbft-export-") as changed:
+        with tempfile.TemporaryDirectory(prefix="rbft-export-") as changed:
+            if calibration is not None:
                 _write_calibrated_card(folder, Path(changed), calibration)
-                parts |= artifacts.folder_hashes(Path(changed))
-                storage.upload_folder(Path(changed) / TASK_CARD, f"{target}/{TASK_CARD}")
+            if MODEL_CARD not in parts and TASK_CARD in parts:
+                _write_model_card(folder, Path(changed))
+            parts |= artifacts.folder_hashes(Path(changed))
+            for path in Path(changed).iterdir():
+                storage.upload_folder(path, f"{target}/{path.name}")
         _mark(target, marker["fingerprint"], parts, marker["lineage"])
         return f"copied {len(marker['parts'])} files of {source} to {target}"
     base = base or str(json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
@@ -128,3 +134,12 @@ def _write_merged(adapter: Path, base: str, folder: Path) -> None:
     save_model(
         model, dict(model.named_parameters()), AutoProcessor.from_pretrained(base), folder, json.loads((adapter / TASK_CARD).read_text())
     )
+    _write_model_card(adapter, folder)
+
+
+def _write_model_card(source: Path, target: Path) -> None:
+    """That of `source`; one of what its task card tells where it has none."""
+    if (source / MODEL_CARD).is_file():
+        shutil.copyfile(source / MODEL_CARD, target / MODEL_CARD)
+    else:
+        (target / MODEL_CARD).write_text(model_card(*read_card(source)), encoding="utf-8")

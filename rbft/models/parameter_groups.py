@@ -45,7 +45,8 @@ def build_parameter_groups(model: Any, optimiser: OptimiserConfig, frozen: Colle
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, parameter in parameters.items():
         rate = _rate_of(part_of(name))
-        no_decay = parameter.ndim < 2 or name.endswith(".bias")
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves a partitioned parameter no shape of its own
+        no_decay = len(shape) < 2 or name.endswith(".bias")
         names[f"{rate}_no_decay" if no_decay else rate].append(name)
     groups = [
         {

@@ -7,7 +7,7 @@ We build the optimiser and set its rates ourselves: a DeepSpeed `optimizer` or `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,12 +116,22 @@ def set_rates(engine: Any, step: int, num_steps: int, warmup_ratio: float) -> di
     return {f"lr_{group['name']}": float(group["lr"]) for group in engine.optimizer.param_groups}
 
 
-def check_rates(engine: Any, optimiser: OptimiserConfig) -> None:
-    """Raise `TrainingError` unless the engine kept the groups that `build_parameter_groups` made, with their rates."""
-    for group in engine.optimizer.param_groups:
-        wanted = optimiser.lr_vision if str(group.get("name", "")).startswith("vision") else optimiser.lr_language
-        if group.get("peak_lr") != wanted:
-            raise TrainingError(f"DeepSpeed lost the learning rate of parameter group {group.get('name')!r}; check training.deepspeed")
+def check_rates(engine: Any, training: TrainingConfig, optimiser: OptimiserConfig) -> None:
+    """Raise `TrainingError` unless the engine has the groups that `build_parameter_groups` makes of its model, with their rates and decay.
+
+    To be asked again when a checkpoint was loaded: DeepSpeed takes the groups' settings out of it.
+    """
+    wanted = _group_settings(build_parameter_groups(engine.module, optimiser, training.frozen_parts))
+    found = _group_settings(engine.optimizer.param_groups)
+    if found != wanted:
+        raise TrainingError(
+            "DeepSpeed lost a parameter group, or its learning rate or weight decay; check training.deepspeed. (name, rate, decay) of its "
+            f"groups: {', '.join(found)}; they should be: {', '.join(wanted)}"
+        )
+
+
+def _group_settings(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted(f"({group.get('name')}, {group.get('peak_lr')}, {group.get('weight_decay')})" for group in groups)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from rbft import artifacts
 from rbft.models.adapters import merge_adapter, save_adapter
-from rbft.models.card import model_card
+from rbft.models.card import MODEL_CARD, model_card
 from rbft.models.chat import ChatAdapter
 from rbft.models.load import make_card, save_model
 from rbft.training.deepspeed_engine import whole_state_dict
@@ -26,15 +26,16 @@ def write_final(engine: Any, adapter: ChatAdapter, spec: StageSpec, final: Path)
         workers = {"num_workers": dist.get_world_size(), "micro_batch_size": spec.training.micro_batch_size}
         lineage, model = spec.lineage | workers, engine.module.model
         card = make_card(spec.task, spec.video.spec(), spec.lineage | {"fingerprint": spec.fingerprint})
+        readme = model_card(spec.task, spec.video.spec(), card["lineage"], best_scores(spec))
         if with_lora:
             beside = final.with_name("adapter")
-            save_adapter(model, weights, spec.model.path, beside, card)
+            save_adapter(model, weights, spec.model.path, beside, card, readme)
             base = spec.lineage.get("base") or artifacts.model_fingerprint(spec.model.path)
             artifacts.publish(beside.resolve(), str(beside), spec.fingerprint, lineage | {"base": base})
             # From the files, as `rbft export` does: base weights have not changed, and may be held here in parts or in 4 bits.
             model = merge_adapter(beside, spec.model.path)
             weights = dict(model.named_parameters())
         save_model(model, weights, adapter.processor, final, card)
-        (final / "README.md").write_text(model_card(spec.task, spec.video.spec(), card["lineage"], best_scores(spec)), encoding="utf-8")
+        (final / MODEL_CARD).write_text(readme, encoding="utf-8")
         artifacts.publish(final.resolve(), str(final), spec.fingerprint, lineage)
     dist.barrier()

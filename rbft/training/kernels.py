@@ -110,7 +110,7 @@ def check_kernels(engine: Any, batch: MicroBatch, precision: str) -> float:
         with reference_kernels(engine.module.model):
             expected = float(engine.module(**batch)) / num_tokens
     engine.module.train()
-    if math.isnan(loss) and math.isnan(expected):  # Not the kernels' fault: the step will say whose.
+    if not math.isfinite(loss) and not math.isfinite(expected):  # Not the kernels' fault: the step will say whose.
         loss = expected = 0.0
     losses = [(loss, expected)]
     if dist.is_initialized():

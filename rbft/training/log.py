@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rbft import storage
+from rbft.errors import TrainingStopped
 from rbft.training.stage import StageSpec
 from rbft.training.tracking import MLflowRun
 
 
 class StageLog:
-    """log.jsonl and TensorBoard scalars of a stage. A resumed stage drops the lines after the step it resumes from."""
+    """log.jsonl and TensorBoard scalars of a stage. A resumed stage drops the lines after the step it resumes from.
+
+    A context manager; what leaves its block is the stage's outcome.
+    """
 
     def __init__(self, folder: Path, first_step: int, mlflow: MLflowRun | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -38,11 +43,14 @@ class StageLog:
             if name not in ("step", "num_steps") and isinstance(value, int | float):
                 self._scalars.add_scalar(name, value, int(line["step"]))
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lines.close()
         self._scalars.close()
         if self._mlflow is not None:
-            self._mlflow.close()
+            self._mlflow.close("FINISHED" if error is None else "KILLED" if isinstance(error, TrainingStopped) else "FAILED")
 
 
 def open_log(spec: StageSpec, first_step: int) -> StageLog:

@@ -60,22 +60,30 @@ def run_stage(spec: StageSpec, items: list[TrainingItem], controls: Controls | N
     quantised = spec.training.lora is not None and spec.training.lora.quantised_base != "none"
     model = load_model(spec.model.path, precision, spec.model.attention, quantised)
     engine = build_engine(model, spec.training, spec.optimiser, adapter.patches, spec.seed)
-    try:
-        check_rates(engine, spec.optimiser)
+    with contextlib.ExitStack() as stage:
+        stage.callback(free_engine, engine)
+        check_rates(engine, spec.training, spec.optimiser)
         keep_gradient_norm(engine)
-        bad_videos = _train(engine, adapter, spec, weigh_replay(items, spec.num_replay, adapter), controls or StopRequest())
+        weighed = weigh_replay(items, spec.num_replay, adapter)
+        bad_videos = _train(engine, adapter, spec, weighed, controls or StopRequest(), stage)
         probe_rationales(engine, adapter, spec, "after")
         _check_bad_share(spec, bad_videos, len(items))
         write_final(engine, adapter, spec, final)
-    finally:
-        free_engine(engine)
     return final
 
 
-def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[TrainingItem], controls: Controls) -> dict[str, str]:
+def _train(
+    engine: Any,
+    adapter: ChatAdapter,
+    spec: StageSpec,
+    items: list[TrainingItem],
+    controls: Controls,
+    stage: contextlib.ExitStack,
+) -> dict[str, str]:
     """Take all optimiser steps that are left; id -> error code of the videos that could not be used, those of all ranks.
 
-    The engine then holds the weights of the last step, or of the best validation if there was any.
+    The engine then holds the weights of the last step, or of the best validation if there was any. The log is open until `stage` ends: it
+    tells how.
     """
     training, checkpoints = spec.training, Path(spec.folder) / "checkpoints"
     rank = dist.get_rank()
@@ -83,13 +91,14 @@ def _train(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: list[Train
     validate_after = validation_steps(training.validation, len(batches), spec.epochs) if spec.validation else frozenset()
     epoch_ends = validation_steps(ValidationConfig(every_epochs=1), len(batches), spec.epochs) if spec.held_out else frozenset()
     first_step, bad_videos = load_latest(engine, checkpoints, spec.fingerprint)
+    check_rates(engine, training, spec.optimiser)
     validations = Validations(spec, first_step)
     if first_step == 0:
         probe_rationales(engine, adapter, spec, "before")
 
     last_step = first_step
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(contextlib.closing(open_log(spec, first_step))) if rank == 0 else None
+        log = stage.enter_context(open_log(spec, first_step)) if rank == 0 else None
         watch = SpikeWatch.of_all_ranks(log.losses if log is not None else ())
         writer = stack.enter_context(CheckpointWriter(engine, checkpoints, spec.fingerprint, training.keep_checkpoints))
         left = [] if validations.is_over else batches[first_step:]

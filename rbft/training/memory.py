@@ -7,9 +7,12 @@ the moment in which most is alive. Not covered: CUDA's own context, and what its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from rbft.config import LoraConfig, TrainingConfig
 from rbft.models.shape import ModelShape
@@ -58,7 +61,7 @@ class Remedy:
     """A change of the configuration, together with those before it, and what it would come to."""
 
     change: str
-    """As it is written in the YAML."""
+    """As it is written in the YAML, on one line."""
     memory: TrainingMemory
 
 
@@ -153,32 +156,31 @@ def activation_bytes(shape: ModelShape, training: TrainingConfig, sample: Sample
 
 def remedies(shape: ModelShape, training: TrainingConfig, sample: SampleSize) -> Iterator[Remedy]:
     """What to try where it does not fit, each on top of those before it: first what changes nothing in the result, then what costs speed,
-    then what trains less, then what costs most speed."""
-    zero = dict(training.deepspeed.get("zero_optimization", {}))
-    deepspeed = training.deepspeed
-    steps: list[tuple[str, dict[str, Any], bool]] = [
-        ("micro_batch_size: 1", {"micro_batch_size": 1}, training.micro_batch_size > 1),
-        ("gradient_checkpointing: true", {"gradient_checkpointing": True}, not training.gradient_checkpointing),
-        (
-            "deepspeed: {zero_optimization: {stage: 3}}",
-            {"deepspeed": _recipe(deepspeed, zero, 3)},
-            training.zero_stage < 3 and training.num_workers > 1,
-        ),
-        ("lora: {rank: 16}", {"lora": LoraConfig(), "freeze": ()}, training.lora is None),
-        (
-            "deepspeed: {zero_optimization: {stage: 3, offload_optimizer: {device: cpu}, offload_param: {device: cpu}}}",
-            {"deepspeed": _recipe(deepspeed, zero, 3, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"})},
-            training.offload_device("param") == "none",
-        ),
+    then what trains less, then what costs most speed. What is written is what is estimated, and the configuration takes it: 4-bit weights
+    cannot be partitioned, so with them there is no ZeRO-3."""
+    can_partition = training.lora is None or training.lora.quantised_base == "none"
+    zero3 = _with_zero(training.deepspeed, stage=3)
+    in_cpu = _with_zero(zero3, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"})
+    steps: list[tuple[dict[str, Any], bool]] = [
+        ({"micro_batch_size": 1}, training.micro_batch_size > 1),
+        ({"gradient_checkpointing": True}, not training.gradient_checkpointing),
+        ({"deepspeed": zero3}, can_partition and training.zero_stage < 3 and training.num_workers > 1),
+        ({"lora": {"rank": 16}} | ({"freeze": []} if training.freeze else {}), training.lora is None),
+        ({"deepspeed": in_cpu}, can_partition and training.offload_device("param") == "none"),
     ]
-    for change, update, applies in steps:
+    for update, applies in steps:
         if applies:
-            training = training.model_copy(update=update)
-            yield Remedy(change, training_memory(shape, training, sample))
+            training = TrainingConfig.model_validate(training.model_dump() | update)
+            yield Remedy(_flow(update), training_memory(shape, training, sample))
 
 
-def _recipe(deepspeed: dict[str, Any], zero: dict[str, Any], stage: int, **others: Any) -> dict[str, Any]:
-    return {**deepspeed, "zero_optimization": {**zero, "stage": stage, **others}}
+def _with_zero(deepspeed: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    return {**deepspeed, "zero_optimization": {**deepspeed.get("zero_optimization", {}), **changed}}
+
+
+def _flow(update: dict[str, Any]) -> str:
+    """YAML on one line, to be pasted into `training`."""
+    return yaml.safe_dump(update, default_flow_style=True, sort_keys=False, width=math.inf).strip()[1:-1]
 
 
 def _adapter_parameters(shape: ModelShape, lora: LoraConfig | None) -> int:

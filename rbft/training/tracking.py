@@ -3,7 +3,8 @@
     experiment = the run's name    run = the stage    parameters = how it is trained    tags = lineage    metrics = those of log.jsonl
 
 Training never waits for the server and never ends with it: a thread sends, what cannot be sent is left out, and that is said once. A
-resumed stage goes on in the run it had; what it logs again stands there twice, with the same step.
+resumed stage goes on in the run it had, which runs again; what it logs again stands there twice, with the same step. A run ends as its
+stage does: FINISHED, KILLED if it was told to stop, or FAILED. One whose driver and workers were killed outright stays RUNNING.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -32,7 +33,9 @@ _MOST_METRICS = 1000
 """Of one request; the API's own limit. As many parameters as 100, of at most 500 characters."""
 
 _LOG = logging.getLogger(__name__)
-_END = None
+
+Outcome = Literal["FINISHED", "FAILED", "KILLED"]
+"""Of a stage, in MLflow's words. "KILLED": it was told to stop, and can go on."""
 
 
 class MLflowRun:
@@ -48,7 +51,7 @@ class MLflowRun:
         self._client = httpx.Client(base_url=uri, headers=headers, auth=auth, timeout=_TIMEOUT_S)
         self._uri, self._path, self._experiment, self._name = uri, folder / FILE, experiment, name
         self._params, self._tags = dict(params), dict(tags)
-        self._waiting: queue.Queue[tuple[int, Mapping[str, Any]] | None] = queue.Queue(_MOST_WAITING)
+        self._waiting: queue.Queue[tuple[int, Mapping[str, Any]] | Outcome] = queue.Queue(_MOST_WAITING)
         self._has_warned = False
         self._thread = threading.Thread(target=self._send_all, daemon=True, name="rbft-mlflow")
         self._thread.start()
@@ -60,10 +63,10 @@ class MLflowRun:
         except queue.Full:
             self._warn("it is too far behind")
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:
         """Send what is still waiting, for at most a timeout, and end the run."""
         try:
-            self._waiting.put(_END, timeout=_TIMEOUT_S)
+            self._waiting.put(outcome, timeout=_TIMEOUT_S)
             self._thread.join(_TIMEOUT_S)
         except queue.Full:
             self._warn("it is too far behind")
@@ -71,12 +74,12 @@ class MLflowRun:
 
     def _send_all(self) -> None:
         run_id: str | None = None
-        while (entry := self._waiting.get()) is not _END:
+        while not isinstance(entry := self._waiting.get(), str):
             entries = [entry]
             while not self._waiting.empty() and sum(len(line) for _, line in entries) < _MOST_METRICS // 2:
                 following = self._waiting.get()
-                if following is _END:
-                    self._waiting.put(_END)
+                if isinstance(following, str):
+                    self._waiting.put(following)
                     break
                 entries.append(following)
             try:
@@ -84,18 +87,18 @@ class MLflowRun:
                 self._post("runs/log-batch", {"run_id": run_id, "metrics": [each for entry in entries for each in _metrics(*entry)]})
             except (httpx.HTTPError, RBFTError, RuntimeError, OSError, ValueError, KeyError) as error:
                 self._warn(str(error) or type(error).__name__)
-        if run_id is not None:
-            try:
-                self._post("runs/update", {"run_id": run_id, "status": "FINISHED", "end_time": int(time.time() * 1000)})
-            except (httpx.HTTPError, RuntimeError, ValueError) as error:
-                self._warn(str(error) or type(error).__name__)
+        try:
+            # A stage that had nothing left to log, as its last step was taken before, ends the run it had.
+            if (run_id := run_id or self._known_run()) is not None:
+                self._post("runs/update", {"run_id": run_id, "status": entry, "end_time": int(time.time() * 1000)})
+        except (httpx.HTTPError, RuntimeError, OSError, ValueError, KeyError) as error:
+            self._warn(str(error) or type(error).__name__)
 
     def _open(self) -> str:
         """The id of this stage's run, made or found."""
-        if self._path.exists():
-            known = json.loads(self._path.read_text())
-            if known["uri"] == self._uri:
-                return str(known["run_id"])
+        if (known := self._known_run()) is not None:
+            self._post("runs/update", {"run_id": known, "status": "RUNNING"})
+            return known
         experiment_id = self._experiment_id()
         tags = {name: str(value)[:5000] for name, value in self._tags.items()}
         created = self._post(
@@ -112,6 +115,13 @@ class MLflowRun:
         self._post("runs/log-batch", {"run_id": run_id, "params": params[:100]})
         storage.write_bytes(str(self._path), json.dumps({"uri": self._uri, "run_id": run_id}).encode())
         return run_id
+
+    def _known_run(self) -> str | None:
+        """The id of the run that this stage has on the server already."""
+        if not self._path.exists():
+            return None
+        known = json.loads(self._path.read_text())
+        return str(known["run_id"]) if known["uri"] == self._uri else None
 
     def _experiment_id(self) -> str:
         found = self._client.get("/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": self._experiment})

@@ -1,8 +1,8 @@
 """Validation while a stage trains: macro-F1 by label likelihood on held-out videos, the best so far, and when to stop.
 
-The training engine itself scores: an answer a forward, through the module that is trained, so that whatever DeepSpeed does to it (ZeRO-3's
-partitions, bfloat16) holds here too. Every rank takes its share of the videos and makes as many forwards as the others: under ZeRO-3 they
-gather the weights together. Training is the same with and without it: nothing is drawn, no gradient is made.
+The training engine itself scores: a forward a video and label, through the module that is trained, so that whatever DeepSpeed does to it
+(ZeRO-3's partitions, bfloat16) holds here too. Every rank takes its share of the videos and makes as many forwards as the others: under
+ZeRO-3 they gather the weights together. Training is the same with and without it: nothing is drawn, no gradient is made.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from rbft import storage
 from rbft.config import ValidationConfig
 from rbft.data.samples import SampleEncoder, TrainingItem
 from rbft.evaluation.metrics import score_confusions
+from rbft.models.batches import pack, pad, to_device
 from rbft.models.chat import IGNORE_INDEX, ChatAdapter, EncodedSample
 from rbft.training.stage import PROBE_FILE, VALIDATION_FILE, StageSpec
+from rbft.video.clip_cache import ClipCache
 from rbft.video.pool import DecodePool
 
 
@@ -104,7 +106,7 @@ def validate(engine: Any, adapter: ChatAdapter, spec: StageSpec, step: int) -> V
     logprobs: list[dict[str, float]] = []
     with _scoring(engine, adapter, spec, spec.validation) as samples:
         for sample in samples:
-            scores = {label: -_summed_loss(engine, adapter, _with_answer(sample, ids)) for label, ids in answers.items()}
+            scores = {label: -_summed_loss(engine, adapter, spec, _with_answer(sample, ids)) for label, ids in answers.items()}
             logprobs.append(scores if sample.num_supervised_tokens else {})
     confusion = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
     loss, num_tokens = 0.0, 0
@@ -124,7 +126,7 @@ def mean_loss(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: Sequenc
     losses: list[tuple[float, int]] = []
     with _scoring(engine, adapter, spec, items) as samples:
         for sample in samples:
-            loss = _summed_loss(engine, adapter, replace(sample, weight=1.0))
+            loss = _summed_loss(engine, adapter, spec, replace(sample, weight=1.0))
             losses.append((loss, sample.num_supervised_tokens))
     found = _in_order(losses, len(items))
     return math.fsum(loss for loss, _ in found) / max(1, sum(num_tokens for _, num_tokens in found))
@@ -140,7 +142,8 @@ def _scoring(engine: Any, adapter: ChatAdapter, spec: StageSpec, items: Sequence
     num_threads = max(1, int(spec.training.num_cpus))
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(DecodePool(num_threads, spec.video.timeout_s, spec.video.memory_limit_bytes))
-        encoder = stack.enter_context(contextlib.closing(SampleEncoder(adapter, pool, num_threads)))
+        clips = ClipCache(spec.training.clip_cache_folder, spec.training.clip_cache_bytes)
+        encoder = stack.enter_context(contextlib.closing(SampleEncoder(adapter, pool, num_threads, clips)))
         stack.enter_context(torch.no_grad())
         engine.eval()
         stack.callback(engine.train)
@@ -159,10 +162,10 @@ def _with_answer(sample: EncodedSample, answer_ids: Sequence[int]) -> EncodedSam
     )
 
 
-def _summed_loss(engine: Any, adapter: ChatAdapter, sample: EncodedSample) -> float:
-    """-log p of the sample's answer."""
-    batch = adapter.collate([sample])
-    return float(engine(**{name: value.to(engine.device) for name, value in batch.items()}))
+def _summed_loss(engine: Any, adapter: ChatAdapter, spec: StageSpec, sample: EncodedSample) -> float:
+    """-log p of the sample's answer, by the way of training: frames as uint8, a packed row where rows are packed."""
+    join = pack if spec.training.batching == "packed" else pad
+    return float(engine(**to_device(join([sample], adapter), engine.device)))
 
 
 def _in_order(mine: list[Any], count: int) -> list[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_training import VARIANTS, main
+from benchmarks.gpu_training import VARIANTS, _MasterAdamW, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -34,9 +36,26 @@ def test_every_variant_runs_and_has_the_same_loss(tmp_path: Path) -> None:
     assert found["all"]["padded_share"] == 0 < found["padded"]["padded_share"]
 
 
+def test_fp32_masters_keep_updates_that_bf16_weights_lose() -> None:
+    """Forty updates of 1e-4, each less than half of what a bf16 weight of 1 can tell apart."""
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimiser = _MasterAdamW([weight], lr=1e-4, fused=False)
+    plain = torch.optim.AdamW([kept := torch.nn.Parameter(weight.detach().clone())], lr=1e-4)
+    for _ in range(40):
+        for each, of in ((weight, optimiser), (kept, plain)):
+            (each.sum() / 2).backward()
+            (each.sum() / 2).backward()
+            of.step()
+            of.zero_grad()
+    assert weight.grad is None
+    assert float(weight.detach()[0]) == pytest.approx(1 - 40e-4, abs=2e-3) and float(kept.detach()[0]) == 1.0
+
+
 def test_it_needs_torch_and_transformers_alone() -> None:
     blocked = ("ray", "vllm", "deepspeed", "pydantic", "av", "decord", "pyarrow", "torchvision", "miniature")
-    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import benchmarks.gpu_training as b; b.main(['--help'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+    arguments = ["--model", "tiny", "--variant", "all", "--steps", "1"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import benchmarks.gpu_training as b; b.main({arguments!r})"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "MFU = FLOPs of the model" in done.stdout
+    assert re.search(r"^\| all \| \d+\.\d+ s \|", done.stdout, re.MULTILINE)

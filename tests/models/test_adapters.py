@@ -17,6 +17,7 @@ from rbft.cli import main
 from rbft.config import LoraConfig, OptimiserConfig, TrainingConfig
 from rbft.errors import ArtifactError, ModelError
 from rbft.models.adapters import adapted_layers, add_adapters, is_adapter, merge_adapter, save_adapter
+from rbft.models.card import MODEL_CARD, model_card
 from rbft.models.chat import ChatAdapter
 from rbft.models.export import export_model
 from rbft.models.load import TASK_CARD, load_model, make_card, read_card
@@ -27,6 +28,7 @@ from tests.samples import SPEC, TASK, random_clip
 
 EVERYWHERE = LoraConfig(rank=4, alpha=8, vision="all")
 FINGERPRINT = "ab" * 8
+README = model_card(TASK, SPEC, {"run": "r"}, {"macro_f1": 0.7, "accuracy": 0.75})
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def saved(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("stage") / "adapter"
     folder.mkdir()
     weights = {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
-    save_adapter(model, weights, str(model_folder), folder, make_card(TASK, SPEC, {"run": "r"}))
+    save_adapter(model, weights, str(model_folder), folder, make_card(TASK, SPEC, {"run": "r"}), README)
     artifacts.publish(folder, str(folder), FINGERPRINT, {"base": artifacts.model_fingerprint(model_folder)})
     return model, folder
 
@@ -162,7 +164,7 @@ def test_a_merged_adapter_answers_as_the_adapted_model_and_as_peft_loads_it(
 def test_an_adapter_is_no_more_than_its_own_tensors_and_names_its_base(saved: tuple[Any, Path], model_folder: Path) -> None:
     _, folder = saved
     assert sorted(path.name for path in folder.iterdir()) == [
-        *(artifacts.MARKER, "adapter_config.json", "adapter_model.safetensors", TASK_CARD),
+        *(artifacts.MARKER, MODEL_CARD, "adapter_config.json", "adapter_model.safetensors", TASK_CARD),
     ]
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, str(model_folder))
@@ -190,12 +192,26 @@ def test_an_exported_adapter_is_a_whole_model(
     artifacts.verify(tmp_path / "merged")
     assert artifacts.model_fingerprint(tmp_path / "merged") == FINGERPRINT
     assert read_card(tmp_path / "merged")[0] == TASK
+    assert (tmp_path / "merged" / MODEL_CARD).read_text() == README, "with the scores, which are nowhere else in the adapter"
     ChatAdapter(tmp_path / "merged", SPEC)
     torch.testing.assert_close(logits(load_model(tmp_path / "merged", "float32"), batch), logits(model, batch), rtol=1e-4, atol=1e-4)
     # And what was exported can be exported: a copy, byte for byte.
     assert main(["export", str(tmp_path / "merged"), "--out", f"file://{tmp_path}/copy"]) == 0
     assert artifacts.read_marker(str(tmp_path / "copy")) == artifacts.read_marker(str(tmp_path / "merged"))
     artifacts.verify(tmp_path / "copy")
+
+
+def test_a_folder_without_a_model_card_gets_one_made_of_its_task_card(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    _, folder = saved
+    old = shutil.copytree(folder, tmp_path / "adapter", ignore=shutil.ignore_patterns(MODEL_CARD, artifacts.MARKER))
+    artifacts.publish(old, str(old), FINGERPRINT, {})
+    export_model(str(old), str(tmp_path / "merged"))
+    (tmp_path / "merged" / artifacts.MARKER).unlink()
+    (tmp_path / "merged" / MODEL_CARD).unlink()
+    artifacts.publish(tmp_path / "merged", str(tmp_path / "merged"), FINGERPRINT, {})
+    export_model(str(tmp_path / "merged"), str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / MODEL_CARD).read_text() == model_card(TASK, SPEC, {"run": "r"})
+    assert MODEL_CARD in artifacts.read_marker(str(tmp_path / "copy"))["parts"]
 
 
 def test_a_flipped_byte_another_base_and_a_full_target_are_refused_by_name(

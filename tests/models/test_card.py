@@ -58,6 +58,7 @@ def test_it_has_data_metrics_hyperparameters_and_lineage() -> None:
 def test_what_was_not_measured_is_said_not_to_be() -> None:
     card = model_card(TASK, SPEC, {"run": "tiny"})
     assert "None were measured while it trained" in card and "Class counts were not recorded" in card
+    assert "None were measured" not in model_card(TASK, SPEC, LINEAGE), "they were, and are not known here"
     assert "model-index" not in front_matter(card)
 
 

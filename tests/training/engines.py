@@ -40,7 +40,7 @@ def make_batches(model: Path, items: list[TrainingItem]) -> list[dict[str, torch
 def open_engine(model: Path, training: TrainingConfig, optimiser: OptimiserConfig = STEADY) -> Any:
     precision = "bfloat16" if training.precision == "bf16" else "float32"
     engine = build_engine(load_model(model, precision), training, optimiser)
-    check_rates(engine, optimiser)
+    check_rates(engine, training, optimiser)
     return engine
 
 

@@ -63,6 +63,11 @@ def test_kernels_that_give_no_number_are_found_and_weights_that_give_none_are_no
         assert check_kernels(engine, batch, "fp32") == 0.0
 
 
+def test_an_infinite_loss_by_either_way_is_left_to_the_step_which_names_the_videos(engine: Any, batch: MicroBatch) -> None:
+    infinite = batch | {"token_weights": torch.full(batch["labels"].shape, math.inf)}
+    assert check_kernels(engine, infinite, "fp32") == 0.0
+
+
 class _Norm(torch.autograd.Function):
     """The arithmetic of Liger's kernels, which run on GPUs alone, behind their names and arguments."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +40,7 @@ from tests.training.stages import (
     run_until_told,
     save_and_load,
 )
+from tests.training.test_tracking import Server
 from tests.training.workers import run_workers
 
 NUM_STEPS = 4
@@ -146,7 +149,6 @@ def test_two_checkpoints_are_kept(finished: dict[str, StageSpec]) -> None:
     assert [path.name for path in kept] == ["step-00000002", "step-00000004"]
 
 
-@pytest.mark.slow
 def test_a_killed_stage_ends_as_the_uninterrupted_one(finished: dict[str, StageSpec], items: list[TrainingItem], tmp_path: Path) -> None:
     """Killed after three steps, with a checkpoint of two: the third is in the log already, and the fourth half."""
     spec = replace(finished["zero2"], folder=str(tmp_path / "stage"))
@@ -337,13 +339,16 @@ def test_too_many_bad_videos_fail_the_stage_and_fail_it_again_when_it_goes_on(
     tiny_model: Path, items: list[TrainingItem], tmp_path: Path
 ) -> None:
     gone = TrainingItem(Example("gone", str(tmp_path / "gone.mp4")), TASK.question_messages(), "normal")
-    spec = make_stage(tiny_model, tmp_path / "stage", make_training(1, 4), epochs=1, max_bad_fraction=0.2)
-    for _ in range(2):
-        with pytest.raises(ProcessRaisedException, match=r"1 of 4 videos could not be used.*: gone \(video_missing\)"):
-            run_workers(run_stage, 1, spec, [*items[:3], gone])
-    assert not artifacts.is_complete(f"{spec.folder}/final")
-    run_workers(run_stage, 1, replace(spec, max_bad_fraction=0.25), [*items[:3], gone])
-    assert artifacts.is_complete(f"{spec.folder}/final")
+    with contextlib.closing(Server()) as mlflow:
+        training = make_training(1, 4, mlflow_uri=mlflow.url)
+        spec = make_stage(tiny_model, tmp_path / "stage", training, epochs=1, max_bad_fraction=0.2)
+        for _ in range(2):
+            with pytest.raises(ProcessRaisedException, match=r"1 of 4 videos could not be used.*: gone \(video_missing\)"):
+                run_workers(run_stage, 1, spec, [*items[:3], gone])
+        assert not artifacts.is_complete(f"{spec.folder}/final")
+        run_workers(run_stage, 1, replace(spec, max_bad_fraction=0.25), [*items[:3], gone])
+        assert artifacts.is_complete(f"{spec.folder}/final")
+    assert [update["status"] for update in mlflow.bodies("runs/update")] == ["FAILED", "FAILED", "FINISHED"]
 
 
 def test_qwen2_vl_trains_too_and_in_bfloat16(items: list[TrainingItem], tmp_path: Path) -> None:
@@ -358,6 +363,14 @@ def test_qwen2_vl_trains_too_and_in_bfloat16(items: list[TrainingItem], tmp_path
     assert {"model.visual.patch_embed.proj.weight", "model.visual.merger.mlp.0.weight", "model.language_model.embed_tokens.weight"} <= set(
         moved
     )
+
+
+def test_an_infinite_loss_in_the_first_micro_batch_stops_the_stage_with_its_videos(
+    tiny_model: Path, items: list[TrainingItem], tmp_path: Path
+) -> None:
+    infinite = [replace(item, weight=math.inf) for item in items[:4]]
+    with pytest.raises(ProcessRaisedException, match=r"NotFiniteError: .*v0"):
+        run_workers(run_stage, 1, make_stage(tiny_model, tmp_path, make_training(1, 2), epochs=1), infinite)
 
 
 def test_a_stage_without_items_is_refused(tiny_model: Path, tmp_path: Path) -> None:

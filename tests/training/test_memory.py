@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from rbft.config import TrainingConfig
@@ -162,3 +163,34 @@ def test_remedies_come_in_order_add_up_and_each_saves_memory(shape: ModelShape) 
     # What is done already is not advised.
     done = training.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": True, "num_workers": 1})
     assert [remedy.change.split(":")[0] for remedy in remedies(shape, done, SAMPLE)] == ["lora", "deepspeed"]
+
+
+def pasted(training: TrainingConfig, change: str) -> TrainingConfig:
+    """The configuration with the line of advice in it, as somebody who follows it has it."""
+    return TrainingConfig.model_validate(training.model_dump() | yaml.safe_load("{" + change + "}"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"deepspeed": {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": True}, "wall_clock_breakdown": True}},
+        {"precision": "fp32", "deepspeed": {}},
+        {"freeze": ["vision"], "gradient_checkpointing": False},
+        {"lora": {"rank": 8, "quantised_base": "nf4"}, "gradient_checkpointing": False},
+    ],
+)
+def test_what_is_pasted_is_taken_and_is_what_was_estimated(shape: ModelShape, fields: dict[str, Any]) -> None:
+    training = TrainingConfig.model_validate(fields)
+    found = list(remedies(shape, training, SAMPLE))
+    assert found and "\n" not in "".join(remedy.change for remedy in found)
+    for remedy in found:
+        training = pasted(training, remedy.change)
+        assert training_memory(shape, training, SAMPLE) == remedy.memory
+    assert training.zero_stage == (2 if training.lora and training.lora.quantised_base == "nf4" else 3)
+
+
+def test_advice_keeps_what_else_deepspeed_was_told(shape: ModelShape) -> None:
+    training = TrainingConfig(micro_batch_size=1, deepspeed={"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}})
+    zero3 = next(iter(remedies(shape, training, SAMPLE)))
+    assert zero3.change == "deepspeed: {zero_optimization: {stage: 3, reduce_bucket_size: 1000}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from rbft.config import TrainingConfig
-from rbft.training.tracking import MLflowRun
+from rbft.errors import TrainingError, TrainingStopped
+from rbft.training.log import StageLog
+from rbft.training.tracking import MLflowRun, Outcome
 
 
 class Server:
@@ -82,7 +85,7 @@ def test_a_stage_is_a_run_with_its_parameters_its_lineage_and_every_number_of_it
     run = open_run(server.url, tmp_path)
     for step in (1, 2):
         run.write({"step": step, "num_steps": 2, "loss": 1 / step, "spike": True, "spike_ids": ["a", "b"]})
-    run.close()
+    run.close("FINISHED")
     assert [name for name, _, _ in server.calls[:2]] == ["experiments/create", "runs/create"]
     assert {authorization for _, _, authorization in server.calls} == {"Bearer secret"}
     (created,) = server.bodies("runs/create")
@@ -95,13 +98,31 @@ def test_a_stage_is_a_run_with_its_parameters_its_lineage_and_every_number_of_it
     assert server.bodies("runs/update")[0]["status"] == "FINISHED"
 
 
-def test_a_resumed_stage_goes_on_in_its_run(server: Server, tmp_path: Path) -> None:
-    for step in (1, 2):
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(None, "FINISHED"), (TrainingStopped("told to"), "KILLED"), (TrainingError("too many bad videos"), "FAILED"), (OSError(), "FAILED")],
+)
+def test_a_run_ends_as_its_stage_does(server: Server, tmp_path: Path, error: Exception | None, expected: str) -> None:
+    with contextlib.suppress(TrainingError, TrainingStopped, OSError), StageLog(tmp_path, 0, open_run(server.url, tmp_path)) as log:
+        log.write({"step": 1, "loss": 1.0})
+        if error is not None:
+            raise error
+    assert [update["status"] for update in server.bodies("runs/update")] == [expected]
+
+
+def test_a_resumed_stage_goes_on_in_its_run_which_runs_again(server: Server, tmp_path: Path) -> None:
+    stopped_and_failed: tuple[Outcome, ...] = ("KILLED", "FAILED")
+    for step, outcome in enumerate(stopped_and_failed, 1):
         run = open_run(server.url, tmp_path)
         run.write({"step": step, "loss": 1.0})
-        run.close()
+        run.close(outcome)
+    open_run(server.url, tmp_path).close("FINISHED")  # all steps were taken; what failed after them now did not
     assert len(server.bodies("runs/create")) == 1
     assert [batch["run_id"] for batch in server.bodies("runs/log-batch")] == ["r1"] * 3
+    updates = server.bodies("runs/update")
+    assert [update["status"] for update in updates] == ["KILLED", "RUNNING", "FAILED", "FINISHED"]
+    assert [update["run_id"] for update in updates] == ["r1"] * 4
+    assert ["end_time" in update for update in updates] == [True, False, True, True]
 
 
 def test_a_server_that_fails_is_told_of_once_and_holds_nobody_up(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,10 +132,10 @@ def test_a_server_that_fails_is_told_of_once_and_holds_nobody_up(server: Server,
         run = open_run(server.url, tmp_path)
         for step in range(5):
             run.write({"step": step, "loss": 1.0})
-        run.close()
+        run.close("FINISHED")
         gone = open_run("http://127.0.0.1:9", tmp_path)  # nobody listens there
         gone.write({"step": 1, "loss": 1.0})
-        gone.close()
+        gone.close("FINISHED")
     assert time.monotonic() - started < 5
     told = [record.getMessage() for record in caplog.records if record.name == "rbft.training.tracking"]
     assert len(told) == 2 and "HTTP 500" in told[0] and all("training goes on" in each for each in told)

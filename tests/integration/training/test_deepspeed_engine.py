@@ -42,6 +42,7 @@ def steps(tiny_model: Path, videos: list[Path]) -> Steps:
         "weighted, 2 workers": (make_training(2, 1), weighted),
         "not a number": (make_training(2, 1), [replace(items[0], weight=math.nan), *items[1:]]),
         "ZeRO-0": (make_training(2, 2, zero_stage=0), items),
+        "ZeRO-1": (make_training(2, 2, zero_stage=1), items),
         "ZeRO-3": (make_training(2, 2, zero_stage=3), items),
     }
     found: Steps = {}
@@ -57,7 +58,7 @@ WEIGHTS = (1.0, 0.25, 3.0, 1.0)
 CASES = (
     *("1 worker x batch 4", "1 worker, accumulation 2", "2 workers x batch 2", "2 workers, accumulation 2"),
     *("padded", "padded, checkpointing off", "padded, 2 workers, accumulation 2"),
-    *("gradient checkpointing off", "ZeRO-0", "ZeRO-3"),
+    *("gradient checkpointing off", "ZeRO-0", "ZeRO-1", "ZeRO-3"),
 )
 
 
@@ -149,7 +150,7 @@ def test_the_weights_after_a_step_are_the_same(steps: Steps, plain: dict[str, An
         assert float((writer[name] - weight).abs().mean()) < 1e-5, name
 
 
-@pytest.mark.parametrize("case", ["1 worker x batch 4", "2 workers x batch 2", "ZeRO-0", "ZeRO-3"])
+@pytest.mark.parametrize("case", ["1 worker x batch 4", "2 workers x batch 2", "ZeRO-0", "ZeRO-1", "ZeRO-3"])
 def test_the_engine_holds_both_learning_rates_and_spares_norms_and_biases_from_decay(steps: Steps, case: str) -> None:
     for rank in steps[case]:
         assert rank["groups"] == {

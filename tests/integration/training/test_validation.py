@@ -55,7 +55,8 @@ def score(spec: StageSpec, zero_stages: tuple[int, ...]) -> dict[int, tuple[Vali
     found = {}
     for zero_stage in zero_stages:
         adapter = ChatAdapter(spec.model.path, VIDEO.spec())
-        engine = build_engine(load_model(spec.model.path, "float32"), make_training(2, 2, zero_stage=zero_stage), OPTIMISER)
+        training = make_training(2, 2, zero_stage=zero_stage)
+        engine = build_engine(load_model(spec.model.path, "float32"), training, OPTIMISER, adapter.patches)
         validation = validate(engine, adapter, spec, 3)
         found[zero_stage] = (validation, mean_loss(engine, adapter, spec, spec.probe), bool(engine.module.training))
         engine.destroy()
