@@ -83,7 +83,7 @@ def compare() -> str:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Where two of a run's summaries say different things; numbers may differ by rounding, since what is scored together depends on time."""
+    """Where two summaries of runs say different things; numbers may differ by rounding, as what is scored together depends on time."""
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         return [each for key in one for each in differences(one[key], other[key], f"{where}/{key}")]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
