@@ -30,6 +30,9 @@ _SAME_VIDEO, _LABELS, _TEXT = -1, 0, 1
 """Priorities of requests, the lower one first; what waits longer goes first among equals. Of a video whose labels are being read what is
 left goes before other videos, while the caches hold what was computed of it; labels go before text, which takes long."""
 
+_LOOK_EVERY_S = 1.0
+"""While requests wait: whether the engine is dead."""
+
 _Reads = dict[Prefix, dict[int, float]]
 """Node -> token -> log-probability."""
 
@@ -52,6 +55,8 @@ class VllmEngine:
         self._refusals = (VLLMError, ValueError)
         """Of one request, such as a prompt longer than the context; a dead engine's is a `VLLMError` as well."""
         self.adapter = ChatAdapter(model.path, spec)
+        self._waiting: set[asyncio.Timeout] = set()
+        self._next_look: asyncio.TimerHandle | None = None
         arguments = engine_arguments(model, config, self.adapter, seed)
         try:
             # With the sizes that vLLM gives to offline work. Those of an `AsyncLLM`, 2,048 tokens in a step and as many of encoded videos
@@ -173,7 +178,8 @@ class VllmEngine:
         try:
             # Closed on the way out, however that is: then vLLM aborts a request that is not finished.
             async with aclosing(self._llm.generate(rendered, params, request_id=uuid.uuid4().hex, priority=priority)) as stream:
-                async for result in stream:
+                while (latest := await self._next(stream)) is not None:
+                    result = latest
                     if result.outputs:
                         yield result
         except self._dead_error as error:
@@ -182,6 +188,30 @@ class VllmEngine:
             raise EngineError(f"the engine refused the request: {_one_line(error.__cause__ or error)}") from error
         if result is None or not result.outputs:
             raise EngineError("the engine gave no output for the request")
+
+    async def _next(self, stream: AsyncGenerator[Any, None]) -> Any:
+        """Its next result, None at its end. vLLM 0.32 leaves a request waiting for ever whose engine dies before it has been taken in."""
+        try:
+            async with asyncio.timeout(None) as patience:
+                self._waiting.add(patience)
+                if self._next_look is None:
+                    self._next_look = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
+                try:
+                    return await anext(stream, None)
+                finally:
+                    self._waiting.discard(patience)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise EngineGoneError("the engine died before it had taken the request in") from None
+
+    def _look(self) -> None:
+        """End the wait of all who wait for a dead engine; again in a while if anybody waits."""
+        loop = asyncio.get_running_loop()
+        for patience in self._waiting if self._llm.errored else ():
+            if not patience.expired():
+                patience.reschedule(loop.time())
+        self._next_look = loop.call_later(_LOOK_EVERY_S, self._look) if self._waiting else None
 
 
 def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdapter, seed: int = 0) -> dict[str, Any]:

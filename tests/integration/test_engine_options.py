@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import subprocess
@@ -12,9 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rbft.config import load_config
+from rbft.engines.base import Sampling
+from rbft.engines.vllm import VllmEngine
+from rbft.errors import EngineGoneError
+from rbft.video.decode import decode
 from tests.integration.conftest import Jobs, RayCluster
 from tests.integration.test_nodes import written
 from tests.integration.test_survival import title
+from tests.serve.samples import write_clip
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 
@@ -75,3 +82,25 @@ def test_an_engine_ends_with_its_owner_however_that_ends(repository: Path) -> No
         owner.wait()
     _, alive = psutil.wait_procs(below_it, timeout=20)
     assert not alive
+
+
+def test_a_request_that_a_dying_engine_had_not_taken_in_ends(repository: Path, tmp_path: Path) -> None:
+    """Nobody tells it: vLLM knows of its engine's death before it knows of the request."""
+    config = load_config(repository / "configs/miniature.yaml")
+    clip = decode(write_clip(tmp_path / "clip.mp4"), config.video.spec())
+
+    async def scenario() -> None:
+        engine = VllmEngine(config.model, config.engine, config.video.spec())
+        try:
+            (core,) = [child for child in psutil.Process().children(recursive=True) if "EngineCore" in title(child)]
+            core.suspend()
+            asked = asyncio.ensure_future(engine.generate(clip, config.task.question_messages(), Sampling(4)))
+            await asyncio.sleep(2)
+            assert not asked.done()
+            core.kill()
+            with pytest.raises(EngineGoneError):
+                await asyncio.wait_for(asked, 20)
+        finally:
+            engine.close()
+
+    asyncio.run(scenario())
