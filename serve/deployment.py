@@ -72,7 +72,7 @@ class Replica:
         """What `replica` is asked by another (`serve.replicas`), if it is this one."""
         if replica != self._others.own_id:
             raise expired()
-        async for each in answered(self._app.state.service, method, request_id, owner, arguments):
+        async for each in answered(self._app.state.service, self._app.state.metrics.phase, method, request_id, owner, arguments):
             yield each
 
     async def check_health(self) -> None:

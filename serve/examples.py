@@ -101,6 +101,17 @@ _EVENTS = [
 ]
 STREAM = "".join(f"event: {name}\ndata: {data.model_dump_json()}\n\n" for name, data in _EVENTS)
 
+METRICS = "".join(
+    f"{line}\n"
+    for line in (
+        "# HELP rbft_serve_requests_total Requests answered or refused",
+        "# TYPE rbft_serve_requests_total counter",
+        'rbft_serve_requests_total{method="POST",replica="u1x9q2ab",route="/v1/classify",status="200"} 1183.0',
+        'rbft_serve_queue_waiting{queue="classifying",replica="u1x9q2ab"} 0.0',
+        'rbft_serve_model_info{fingerprint="4bc9a8677f0567bb",name="smarthome/rb-ft",replica="u1x9q2ab",role="classifier"} 1.0',
+    )
+)
+
 TASK = TaskAnswer(
     name="smarthome",
     labels=("normal", "abnormal"),
