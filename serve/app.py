@@ -90,7 +90,8 @@ def build_app(
         fetcher = Fetcher(config.urls, config.max_upload_bytes)
     service = Service(classifier, config, max_classifying, max_explaining, looker, fetcher, others)
     readiness = readiness or Readiness(classifier, config.canary)
-    metrics.watch(service.queues, service.clips, readiness, {"classifier": classifier.version})
+    models = {"classifier": classifier.version, "rationale": classifier.rationale_version}
+    metrics.watch(service.queues, service.clips, readiness, models)
     app.state.service, app.state.metrics = service, metrics
     app.include_router(_uploads(service), dependencies=needs_key)
     app.include_router(_batches(service, config.max_batch_files), dependencies=needs_key)
@@ -196,14 +197,15 @@ def _about(classifier: Classifier, config: ServeConfig, num_samples: int, has_at
 
     @router.get("/v1/task", responses=described_of(examples.TASK, 401), summary="Labels, prompts, where the model comes from, limits")
     async def task() -> TaskAnswer:
-        about, spec = classifier.task, classifier.spec
+        about, why, spec = classifier.task, classifier.rationale_task, classifier.spec
         return TaskAnswer(
             name=about.name,
             labels=about.labels,
             question=about.question,
-            rationale_prompt=about.rationale_prompt,
-            headings=tuple(dimension.heading for dimension in about.dimensions),
+            rationale_prompt=why.rationale_prompt,
+            headings=tuple(dimension.heading for dimension in why.dimensions),
             model=classifier.version,
+            rationale_model=None if classifier.rationale_version == classifier.version else classifier.rationale_version,
             calibration=classifier.calibration,
             lineage={name: value for name, value in classifier.lineage.items() if name in _TOLD_OF_LINEAGE},
             sampled=Sampled(fps=spec.fps, max_frames=spec.max_frames, max_pixels=spec.max_pixels),

@@ -23,6 +23,7 @@ from rbft.api import (
 )
 
 _MODEL = ModelVersion(name="smarthome/rb-ft", fingerprint="4bc9a8677f0567bb")
+_WRITER = ModelVersion(name="smarthome/rb-ft/stage-1", fingerprint="9e0c1b7d52f3a864")
 _VIDEO = VideoFacts(num_frames=12, fps=1.0, duration_s=12.04)
 _CALIBRATION = CalibrationFacts(temperature=1.42, threshold=0.46, num_clips=205)
 _TEXT = "Subjects: a person in a dark coat\nActions: tries the door handle, looks around, leaves"
@@ -41,10 +42,10 @@ EXPLAINED = RationaleAnswer(
     finish_reason="stop",
     num_tokens=24,
     num_prompt_tokens=1183,
-    num_cached_tokens=1120,
+    num_cached_tokens=0,
     request_id="8c1f6f0d5e0b4a7e",
     video_id="mX3l0kQ2n8sT5vB9wZ1cR4yH",
-    model=_MODEL,
+    model=_WRITER,
     video=_VIDEO,
     timing_s={"receive": 0.02, "queue": 0.0, "engine": 0.71, "total": 0.74},
 )
@@ -94,7 +95,7 @@ LOOKED = AttentionAnswer(
 )
 
 _EVENTS = [
-    ("start", RationaleStart(request_id=EXPLAINED.request_id, video_id=EXPLAINED.video_id, model=_MODEL, video=_VIDEO)),
+    ("start", RationaleStart(request_id=EXPLAINED.request_id, video_id=EXPLAINED.video_id, model=_WRITER, video=_VIDEO)),
     ("text", TextPiece(text="Subjects: a person")),
     ("text", TextPiece(text=" in a dark coat")),
     ("end", EXPLAINED),
@@ -119,6 +120,7 @@ TASK = TaskAnswer(
     rationale_prompt="You are a smart home security expert. Describe the video under these headings.\nSubjects: …\nActions: …",
     headings=("Subjects", "Actions"),
     model=_MODEL,
+    rationale_model=_WRITER,
     calibration=_CALIBRATION,
     lineage={"run": "smarthome", "system": "rb-ft", "stage": "classify", "fingerprint": "4bc9a8677f0567bb", "base": "020404c9f15e1cf0"},
     sampled=Sampled(fps=1.0, max_frames=128, max_pixels=151_200),

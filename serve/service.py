@@ -75,6 +75,16 @@ class Classifier(Protocol):
     def version(self) -> ModelVersion: ...
 
     @property
+    def rationale_task(self) -> Task:
+        """As which the model that writes the rationales is asked for them."""
+        ...
+
+    @property
+    def rationale_version(self) -> ModelVersion:
+        """That model's; `version` if it is the same."""
+        ...
+
+    @property
     def spec(self) -> VideoSpec: ...
 
     @property
@@ -281,7 +291,7 @@ class Service:
 
     async def _explained(self, asker: Asker, seen: Seen, video_id: str | None, say: Callable[[Said], None]) -> RationaleAnswer:
         marks = {"request_id": asker.request_id, "video_id": video_id}
-        start = RationaleStart(**marks, model=self.classifier.version, video=facts(seen.clip))
+        start = RationaleStart(**marks, model=self.classifier.rationale_version, video=facts(seen.clip))
         has_begun = False
         async with aclosing(self.classifier.explain(seen)) as pieces:
             async for piece in pieces:
