@@ -16,7 +16,7 @@ class ModelVersion(_Body):
     """Which model answered."""
 
     name: str
-    """`<run>/<system>`, or the folder's name."""
+    """`<run>/<system>`, with `/stage-1` after it of the model after stage 1; or the folder's name."""
     fingerprint: str
     """Of the model folder; changes with its weights."""
 
@@ -56,11 +56,13 @@ class RationaleAnswer(_Body):
     num_tokens: int
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
-    """Tokens of the prompt that the engine had already, from classifying the same video."""
+    """Tokens of the prompt that the engine had already: of the same video, from classifying it if the same model does, or from explaining
+    it before."""
     request_id: str = ""
     video_id: str | None = None
     """As in `ClassifyAnswer`."""
     model: ModelVersion
+    """That wrote it; not the one that classifies where the service has another for rationales."""
     video: VideoFacts
     timing_s: dict[str, float] = Field(default_factory=dict)
     """Seconds by phase: receive (the body), queue, decode (of an upload), engine; total is that of the whole request."""
@@ -233,6 +235,9 @@ class TaskAnswer(_Body):
     headings: tuple[str, ...]
     """Of a rationale's sections."""
     model: ModelVersion
+    """That classifies, and says where it looks."""
+    rationale_model: ModelVersion | None = None
+    """That writes the rationales; None where `model` does."""
     calibration: CalibrationFacts | None = None
     """As in `ClassifyAnswer`."""
     lineage: dict[str, Any]

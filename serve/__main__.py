@@ -59,6 +59,8 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
     if on_own_ray:
         require_token_authentication()
     print(f"starting {config.serve.num_replicas} replica(s) of {source.name} from {source.uri}; an engine takes about a minute", flush=True)
+    if source.writer is not None:
+        print(f"rationales by {source.writer.name} from {source.writer.uri}, in an engine of its own", flush=True)
     # A laptop with fewer cores than the configuration asks for serves too, only slower.
     num_cpus = max(os.cpu_count() or 1, math.ceil(cpus_needed(config))) if on_own_ray else None
     for name, value in PROXY_SETTING.items():

@@ -26,6 +26,8 @@ from serve.fetching import Fetcher
 from serve.keys import KeyGate
 from serve.limits import BodyLimit
 from serve.links import MAX_CHARACTERS, Link
+from serve.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
+from serve.metrics import Metrics
 from serve.presence import while_connected
 from serve.problems import UPLOAD_STATUSES, answer_with_problems, described, described_of
 from serve.service import Asker, Classifier, Others, Service
@@ -69,15 +71,17 @@ def build_app(
     proxy_adds_id: bool = False,
 ) -> FastAPI:
     """The service around `classifier`, which sees at most that many classifications and rationales at once, and, where attention is
-    offered, `looker`; it is in the app's state as `service`. Where addresses are taken, `fetcher` fetches them, by default as `config`
-    says; `readiness` likewise. `others` are asked about the videos that they keep. `proxy_adds_id` is as in `serve.envelope.Envelope`."""
+    offered, `looker`; it is in the app's state as `service`, and what is counted of it as `metrics`. Where addresses are taken, `fetcher`
+    fetches them, by default as `config` says; `readiness` likewise. `others` are asked about the videos that they keep. `proxy_adds_id` is
+    as in `serve.envelope.Envelope`."""
     summary = "Video classification with reasons on demand"
     # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
     app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
     # The last is the outermost: a request without a key is refused before a byte of its body is read.
     app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes, timeout_s=config.body_timeout_s)
     app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))
-    app.add_middleware(Envelope, model_version=classifier.version.fingerprint, proxy_adds_id=proxy_adds_id)
+    metrics = Metrics("local" if others is None else others.own_id)
+    app.add_middleware(Envelope, model_version=classifier.version.fingerprint, metrics=metrics, proxy_adds_id=proxy_adds_id)
     answer_with_problems(app)
     describe_json(app)
     # For the description alone: `KeyGate` has looked at it by then.
@@ -85,13 +89,17 @@ def build_app(
     if fetcher is None and config.urls.is_on:
         fetcher = Fetcher(config.urls, config.max_upload_bytes)
     service = Service(classifier, config, max_classifying, max_explaining, looker, fetcher, others)
-    app.state.service = service
+    readiness = readiness or Readiness(classifier, config.canary)
+    models = {"classifier": classifier.version, "rationale": classifier.rationale_version}
+    metrics.watch(service.queues, service.clips, readiness, models)
+    app.state.service, app.state.metrics = service, metrics
     app.include_router(_uploads(service), dependencies=needs_key)
     app.include_router(_batches(service, config.max_batch_files), dependencies=needs_key)
     samples = page.find_samples(config.samples)
     app.include_router(_about(classifier, config, len(samples), looker is not None), dependencies=needs_key)
     app.include_router(page.samples(samples), dependencies=needs_key)
-    app.include_router(_health(readiness or Readiness(classifier, config.canary)))
+    app.include_router(_counted(metrics), dependencies=needs_key)
+    app.include_router(_health(readiness))
     app.include_router(page.page())
     return app
 
@@ -189,14 +197,15 @@ def _about(classifier: Classifier, config: ServeConfig, num_samples: int, has_at
 
     @router.get("/v1/task", responses=described_of(examples.TASK, 401), summary="Labels, prompts, where the model comes from, limits")
     async def task() -> TaskAnswer:
-        about, spec = classifier.task, classifier.spec
+        about, why, spec = classifier.task, classifier.rationale_task, classifier.spec
         return TaskAnswer(
             name=about.name,
             labels=about.labels,
             question=about.question,
-            rationale_prompt=about.rationale_prompt,
-            headings=tuple(dimension.heading for dimension in about.dimensions),
+            rationale_prompt=why.rationale_prompt,
+            headings=tuple(dimension.heading for dimension in why.dimensions),
             model=classifier.version,
+            rationale_model=None if classifier.rationale_version == classifier.version else classifier.rationale_version,
             calibration=classifier.calibration,
             lineage={name: value for name, value in classifier.lineage.items() if name in _TOLD_OF_LINEAGE},
             sampled=Sampled(fps=spec.fps, max_frames=spec.max_frames, max_pixels=spec.max_pixels),
@@ -215,6 +224,21 @@ def _about(classifier: Classifier, config: ServeConfig, num_samples: int, has_at
             has_attention=has_attention,
             takes_urls=config.urls.is_on,
         )
+
+    return router
+
+
+def _counted(metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": examples.METRICS}}}, **described(401)},
+        summary="Counts, times, queues and kept videos of the replica that answers, for Prometheus",
+    )
+    async def told() -> Response:
+        return Response(metrics.text(), media_type=METRICS_MEDIA_TYPE)
 
     return router
 
@@ -239,8 +263,10 @@ def _health(readiness: Readiness) -> APIRouter:
 
 def _asker(request: Request) -> Asker:
     """Whose request it is, from what `serve.envelope` and `serve.keys` have left in its state."""
-    state = request.state
-    return Asker(request_id=state.request_id, owner=state.key.sha256, began=state.began)
+    state, observe = request.state, request.app.state.metrics.phase
+    asker = Asker(request_id=state.request_id, owner=state.key.sha256, began=state.began, observe=observe)
+    observe("receive", asker.timing_s["receive"])
+    return asker
 
 
 def _video(video: UploadFile | None, url: str | None) -> UploadFile | Link:

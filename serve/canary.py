@@ -27,15 +27,22 @@ class Readiness:
         self._classifier = classifier
         self._canaries = canaries
         self._has_passed = False
+        self.is_ready = False
+        """What the last check found."""
         self._one_at_a_time = asyncio.Lock()
 
     async def check(self) -> None:
         """Raises `NotReadyError`, or what the engine's own check raises."""
-        async with self._one_at_a_time:
-            if not self._has_passed:
-                await self._test()
-                self._has_passed = True
-        await self._classifier.check_health()
+        try:
+            async with self._one_at_a_time:
+                if not self._has_passed:
+                    await self._test()
+                    self._has_passed = True
+            await self._classifier.check_health()
+        except Exception:
+            self.is_ready = False
+            raise
+        self.is_ready = True
 
     async def _test(self) -> None:
         """Decoder, engine and calibration, as for any request."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,26 @@ from serve.model import ServedModel
 from serve.service import facts
 
 
-class VideoClassifier:
-    """Owns an engine and the decoders beside it. See `serve.service.Classifier`."""
+@dataclass(frozen=True)
+class Writer:
+    """A model that writes rationales, in an engine of its own."""
 
-    def __init__(self, engine: StreamingEngine, decoders: DecodePool, model: ServedModel, sampling: Sampling) -> None:
+    engine: StreamingEngine
+    model: ServedModel
+
+
+class VideoClassifier:
+    """Owns an engine, that of the `writer` if another model writes the rationales, and the decoders beside them. See
+    `serve.service.Classifier`."""
+
+    def __init__(
+        self, engine: StreamingEngine, decoders: DecodePool, model: ServedModel, sampling: Sampling, writer: Writer | None = None
+    ) -> None:
         self._engine = engine
         self._decoders = decoders
         self._model = model
         self._sampling = sampling
+        self._writer = writer or Writer(engine, model)
 
     @property
     def task(self) -> Task:
@@ -37,6 +50,14 @@ class VideoClassifier:
     @property
     def version(self) -> ModelVersion:
         return self._model.version
+
+    @property
+    def rationale_task(self) -> Task:
+        return self._writer.model.task
+
+    @property
+    def rationale_version(self) -> ModelVersion:
+        return self._writer.model.version
 
     @property
     def spec(self) -> VideoSpec:
@@ -78,10 +99,10 @@ class VideoClassifier:
         )
 
     async def explain(self, seen: Seen) -> AsyncGenerator[str | RationaleAnswer, None]:
-        """What the model writes when it is asked with the task's rationale prompt."""
-        messages = self.task.rationale_messages(seen.context)
+        """What the writer's model writes when it is asked with the rationale prompt of its task."""
+        messages = self.rationale_task.rationale_messages(seen.context)
         said, written = "", None
-        async with aclosing(self._engine.stream(seen.clip, messages, self._sampling)) as texts:
+        async with aclosing(self._writer.engine.stream(seen.clip, messages, self._sampling)) as texts:
             async for written in texts:
                 # Half a character, or a space that may turn out to be the last, is not said yet.
                 if written.text.startswith(said) and len(written.text) > len(said):
@@ -93,24 +114,27 @@ class VideoClassifier:
 
     async def check_health(self) -> None:
         await self._engine.check_health()
+        if self._writer.engine is not self._engine:
+            await self._writer.engine.check_health()
 
     def close(self) -> None:
-        """End the decoders and the engine; idempotent."""
-        self._decoders.close()
-        self._engine.close()
+        """End the decoders and the engines; idempotent."""
+        with ExitStack() as closing:  # all of them, whatever one of them says
+            for close in (self._writer.engine.close, self._engine.close, self._decoders.close):
+                closing.callback(close)
 
     def _answer(self, seen: Seen, written: Generated) -> RationaleAnswer:
         rationale = Rationale(id="", sample=0, text=written.text, finish_reason=written.finish_reason)
-        failed = check_rationale(rationale, self.task, seen.label)
+        failed = check_rationale(rationale, self.rationale_task, seen.label)
         gates = [gate for gate in TEXT_GATES if seen.label is not None or gate != "agrees_with_label"]
         return RationaleAnswer(
             text=written.text,
-            sections=self.task.parse_sections(written.text),
+            sections=self.rationale_task.parse_sections(written.text),
             gates={gate: gate not in failed for gate in gates},
             finish_reason=written.finish_reason,
             num_tokens=written.num_tokens,
             num_prompt_tokens=written.num_prompt_tokens,
             num_cached_tokens=written.num_cached_tokens,
-            model=self.version,
+            model=self.rationale_version,
             video=facts(seen.clip),
         )

@@ -48,6 +48,10 @@ class ClipCache:
         """Of the frames that are kept."""
         return int(self._seen.currsize)
 
+    @property
+    def num_clips(self) -> int:
+        return len(self._seen)
+
     def put(self, owner: str, seen: Seen) -> str | None:
         """The id by which `owner` finds `seen` again, 144 random bits; None if it is larger than the whole cache."""
         if seen.clip.frames_THWC.nbytes > self._max_bytes:

@@ -1,4 +1,4 @@
-"""The classifier as a Ray Serve deployment: one replica is one engine with its decoders."""
+"""The classifier as a Ray Serve deployment: one replica is one engine with its decoders, and another where another model explains."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,15 +18,16 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from rbft import storage
-from rbft.config import RunConfig
-from rbft.engines.base import Sampling
+from rbft.config import EngineConfig, ModelConfig, RunConfig
+from rbft.engines.base import Sampling, StreamingEngine
 from rbft.errors import JobError
+from rbft.records import VideoSpec
 from serve import routing
 from serve.app import build_app
 from serve.attention_deployment import RemoteLooker, attention_application
 from serve.canary import Readiness
-from serve.classifier import VideoClassifier
-from serve.model import ModelSource, open_model
+from serve.classifier import VideoClassifier, Writer
+from serve.model import ModelSource, local_writer, open_model, open_writer
 from serve.problems import RETRY_AFTER_S
 from serve.replicas import OtherReplicas, answered, expired
 from serve.service import NUM_QUEUES, Classifier
@@ -72,7 +74,7 @@ class Replica:
         """What `replica` is asked by another (`serve.replicas`), if it is this one."""
         if replica != self._others.own_id:
             raise expired()
-        async for each in answered(self._app.state.service, method, request_id, owner, arguments):
+        async for each in answered(self._app.state.service, self._app.state.metrics.phase, method, request_id, owner, arguments):
             yield each
 
     async def check_health(self) -> None:
@@ -84,22 +86,54 @@ class Replica:
             self._open.close()
 
 
-def open_video_classifier(config: RunConfig, source: ModelSource, stack: ExitStack) -> VideoClassifier:
-    """The model of `source` in an engine, with its decoders."""
+StartEngine = Callable[[ModelConfig, EngineConfig, VideoSpec, int], StreamingEngine]
+"""As `rbft.engines.vllm.VllmEngine` is built."""
+
+
+def open_video_classifier(
+    config: RunConfig, source: ModelSource, stack: ExitStack, start_engine: StartEngine | None = None
+) -> VideoClassifier:
+    """The model of `source` in an engine, with its decoders, and its writer's in another. What has been opened is closed if the rest fails.
+    `start_engine` is for tests, which have quicker ones."""
     # Heavy, and only a replica needs them: what deploys should not load an engine.
-    from rbft.engines.vllm import VllmEngine
     from rbft.video.limits import SourceLimits
     from rbft.video.pool import DecodePool
 
-    folder = stack.enter_context(storage.local_folder(source.uri))
-    model = open_model(source, folder, config)
-    limits = SourceLimits(config.serve.max_duration_s, config.serve.max_frames, config.serve.max_frame_pixels)
-    decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes, limits)
-    stack.callback(decoders.close)
-    engine = VllmEngine(config.model.model_copy(update={"path": str(folder)}), config.engine, model.spec, seed=config.seed)
-    stack.callback(engine.close)
-    sampling = Sampling(config.generation.max_new_tokens, config.generation.temperature, config.seed)
-    return VideoClassifier(engine, decoders, model, sampling)
+    if start_engine is None:
+        from rbft.engines.vllm import VllmEngine
+
+        start_engine = VllmEngine
+    with ExitStack() as opened:
+        folder = opened.enter_context(storage.local_folder(source.uri))
+        model = open_model(source, folder, config)
+        writes = None
+        if source.writer is not None:  # before the engines, which take a minute: it may not fit
+            writes = open_writer(source, opened.enter_context(local_writer(source.writer, config)), model)
+        limits = SourceLimits(config.serve.max_duration_s, config.serve.max_frames, config.serve.max_frame_pixels)
+        decoders = DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes, limits)
+        opened.callback(decoders.close)
+        share = config.engine if writes is None else _half(config.engine)
+        engine = start_engine(_at(config.model, folder), share, model.spec, config.seed)
+        opened.callback(engine.close)
+        writer = None
+        if writes is not None:
+            writer = Writer(start_engine(_at(config.model, writes.folder), share, model.spec, config.seed), writes)
+            opened.callback(writer.engine.close)
+        sampling = Sampling(config.generation.max_new_tokens, config.generation.temperature, config.seed)
+        stack.push(opened.pop_all())
+        return VideoClassifier(engine, decoders, model, sampling, writer)
+
+
+def _at(model: ModelConfig, folder: Path) -> ModelConfig:
+    return model.model_copy(update={"path": str(folder)})
+
+
+def _half(engine: EngineConfig) -> EngineConfig:
+    """What each of two engines in one replica may have of the memory that `engine` gives to one. Both are given the same: the size of the
+    CPU's cache stands in the environment that they share."""
+    return engine.model_copy(
+        update={"gpu_memory_utilization": engine.gpu_memory_utilization / 2, "kv_cache_gib_cpu": engine.kv_cache_gib_cpu / 2}
+    )
 
 
 def video_application(config: RunConfig, source: ModelSource) -> Application:

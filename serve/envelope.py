@@ -1,7 +1,7 @@
 """What every response has, whoever made it: a request id, the model's version, the time it took, and headers that keep browsers careful.
 
 Outermost of all, so that refusals and failures have them too. One line of log a request: id, key's name, route, status, time; no bodies, no
-file names, no paths that a client has made up.
+file names, no paths that a client has made up. And each is counted (`serve.metrics`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import secrets
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.metrics import NO_ROUTE, Metrics, method_of
 from serve.problems import problem, unexpected
 
 logger = logging.getLogger(__name__)
@@ -39,9 +41,10 @@ class Envelope:
     into its own log, and adds to the response. Else no client chooses it.
     """
 
-    def __init__(self, app: ASGIApp, model_version: str, proxy_adds_id: bool = False) -> None:
+    def __init__(self, app: ASGIApp, model_version: str, metrics: Metrics, proxy_adds_id: bool = False) -> None:
         self.app = app
         self._model_version = model_version
+        self._metrics = metrics
         self._proxy_adds_id = proxy_adds_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,18 +79,24 @@ class Envelope:
                 body = unexpected()
                 await problem(body.status, body.code, body.detail)(scope, receive, send_marked)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route, method = _route(scope), method_of(scope["method"])
             key = getattr(state.get("key"), "name", "none")
-            took_ms = 1000 * (time.perf_counter() - started)
+            took_s = time.perf_counter() - started
+            self._metrics.request(route, method, status, took_s)
             logger.info(
                 "answered request_id=%s key=%s method=%s route=%s status=%s ms=%.1f",
                 request_id,
                 key,
-                scope["method"] if scope["method"] in _METHODS else "other",
+                method,
                 route,
                 status,
-                took_ms,
+                1000 * took_s,
             )
 
 
-_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+def _route(scope: Scope) -> str:
+    """The template of the request's route, also of one that was refused before it got there."""
+    route = scope.get("route")
+    if route is None:
+        route = next((each for each in scope["app"].routes if each.matches(scope)[0] is not Match.NONE), None)
+    return getattr(route, "path", NO_ROUTE)

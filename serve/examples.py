@@ -23,6 +23,7 @@ from rbft.api import (
 )
 
 _MODEL = ModelVersion(name="smarthome/rb-ft", fingerprint="4bc9a8677f0567bb")
+_WRITER = ModelVersion(name="smarthome/rb-ft/stage-1", fingerprint="9e0c1b7d52f3a864")
 _VIDEO = VideoFacts(num_frames=12, fps=1.0, duration_s=12.04)
 _CALIBRATION = CalibrationFacts(temperature=1.42, threshold=0.46, num_clips=205)
 _TEXT = "Subjects: a person in a dark coat\nActions: tries the door handle, looks around, leaves"
@@ -41,10 +42,10 @@ EXPLAINED = RationaleAnswer(
     finish_reason="stop",
     num_tokens=24,
     num_prompt_tokens=1183,
-    num_cached_tokens=1120,
+    num_cached_tokens=0,
     request_id="8c1f6f0d5e0b4a7e",
     video_id="mX3l0kQ2n8sT5vB9wZ1cR4yH",
-    model=_MODEL,
+    model=_WRITER,
     video=_VIDEO,
     timing_s={"receive": 0.02, "queue": 0.0, "engine": 0.71, "total": 0.74},
 )
@@ -94,12 +95,23 @@ LOOKED = AttentionAnswer(
 )
 
 _EVENTS = [
-    ("start", RationaleStart(request_id=EXPLAINED.request_id, video_id=EXPLAINED.video_id, model=_MODEL, video=_VIDEO)),
+    ("start", RationaleStart(request_id=EXPLAINED.request_id, video_id=EXPLAINED.video_id, model=_WRITER, video=_VIDEO)),
     ("text", TextPiece(text="Subjects: a person")),
     ("text", TextPiece(text=" in a dark coat")),
     ("end", EXPLAINED),
 ]
 STREAM = "".join(f"event: {name}\ndata: {data.model_dump_json()}\n\n" for name, data in _EVENTS)
+
+METRICS = "".join(
+    f"{line}\n"
+    for line in (
+        "# HELP rbft_serve_requests_total Requests answered or refused",
+        "# TYPE rbft_serve_requests_total counter",
+        'rbft_serve_requests_total{method="POST",replica="u1x9q2ab",route="/v1/classify",status="200"} 1183.0',
+        'rbft_serve_queue_waiting{queue="classifying",replica="u1x9q2ab"} 0.0',
+        'rbft_serve_model_info{fingerprint="4bc9a8677f0567bb",name="smarthome/rb-ft",replica="u1x9q2ab",role="classifier"} 1.0',
+    )
+)
 
 TASK = TaskAnswer(
     name="smarthome",
@@ -108,6 +120,7 @@ TASK = TaskAnswer(
     rationale_prompt="You are a smart home security expert. Describe the video under these headings.\nSubjects: …\nActions: …",
     headings=("Subjects", "Actions"),
     model=_MODEL,
+    rationale_model=_WRITER,
     calibration=_CALIBRATION,
     lineage={"run": "smarthome", "system": "rb-ft", "stage": "classify", "fingerprint": "4bc9a8677f0567bb", "base": "020404c9f15e1cf0"},
     sampled=Sampled(fps=1.0, max_frames=128, max_pixels=151_200),

@@ -80,20 +80,23 @@ class Queue:
     def __init__(self, max_running: int, max_waiting: int) -> None:
         self._slots = asyncio.Semaphore(max_running)
         self._max_waiting = max_waiting
-        self._num_waiting = 0
+        self.num_running = 0
+        self.num_waiting = 0
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[float]:
         """Wait for a turn and hold it; gives the seconds waited. Raises `OverloadedError` at once if the queue is full."""
-        if self._slots.locked() and self._num_waiting >= self._max_waiting:
+        if self._slots.locked() and self.num_waiting >= self._max_waiting:
             raise OverloadedError("too many requests wait already; try again later")
         started = time.perf_counter()
-        self._num_waiting += 1
+        self.num_waiting += 1
         try:
             await self._slots.acquire()
         finally:
-            self._num_waiting -= 1
+            self.num_waiting -= 1
+        self.num_running += 1
         try:
             yield time.perf_counter() - started
         finally:
+            self.num_running -= 1
             self._slots.release()

@@ -14,7 +14,7 @@ from rbft.errors import ClipExpiredError, EngineGoneError, OverloadedError, RBFT
 from serve.events import Said
 from serve.presence import ended
 from serve.routing import REPLICA
-from serve.service import Asker, Service
+from serve.service import Asker, Observe, Service
 
 
 class OtherReplicas:
@@ -50,11 +50,13 @@ class OtherReplicas:
         raise EngineGoneError("the replica that keeps the video ended without an answer")
 
 
-async def answered(service: Service, method: str, request_id: str, owner: str, arguments: tuple[Any, ...]) -> AsyncGenerator[Any, None]:
-    """What that method of `service` says, piece by piece as (False, piece), and at last (True, its answer)."""
+async def answered(
+    service: Service, observe: Observe, method: str, request_id: str, owner: str, arguments: tuple[Any, ...]
+) -> AsyncGenerator[Any, None]:
+    """What that method of `service` says, piece by piece as (False, piece), and at last (True, its answer). `observe` is as in `Asker`."""
     said: asyncio.Queue[Said | None] = asyncio.Queue()
     options = {"say": said.put_nowait} if method == "explain" else {}
-    job = asyncio.ensure_future(getattr(service, method)(Asker(request_id, owner), *arguments, **options))
+    job = asyncio.ensure_future(getattr(service, method)(Asker(request_id, owner, observe=observe), *arguments, **options))
     job.add_done_callback(lambda _: said.put_nowait(None))
     try:
         while (piece := await said.get()) is not None:

@@ -58,6 +58,12 @@ NUM_QUEUES = 5
 Video = UploadFile | Link
 """How a video comes in, if not by the id of one that is known."""
 
+Observe = Callable[[str, float], None]
+"""Told the name of a phase and its seconds."""
+
+
+def _unobserved(phase: str, seconds: float) -> None: ...
+
 
 class Classifier(Protocol):
     """What answers. Methods raise `VideoError`, `EngineError` and, when it can answer no more, `EngineGoneError`."""
@@ -67,6 +73,16 @@ class Classifier(Protocol):
 
     @property
     def version(self) -> ModelVersion: ...
+
+    @property
+    def rationale_task(self) -> Task:
+        """As which the model that writes the rationales is asked for them."""
+        ...
+
+    @property
+    def rationale_version(self) -> ModelVersion:
+        """That model's; `version` if it is the same."""
+        ...
 
     @property
     def spec(self) -> VideoSpec: ...
@@ -117,6 +133,9 @@ class Asker:
     began: float = field(default_factory=time.perf_counter)
     """When the request came, by `time.perf_counter`."""
     timing_s: dict[str, float] = field(default_factory=dict)
+    """Phase -> seconds. It begins with `receive`, the time until this was made."""
+    observe: Observe = _unobserved
+    """Told of each phase that ends here."""
 
     def __post_init__(self) -> None:
         self.timing_s["receive"] = time.perf_counter() - self.began
@@ -128,7 +147,12 @@ class Asker:
         try:
             yield
         finally:
-            self.timing_s[name] = self.timing_s.get(name, 0.0) + time.perf_counter() - started
+            self.took(name, time.perf_counter() - started)
+
+    def took(self, name: str, seconds: float) -> None:
+        """Count `seconds` as those of the phase `name`."""
+        self.timing_s[name] = self.timing_s.get(name, 0.0) + seconds
+        self.observe(name, seconds)
 
     def timing(self) -> dict[str, float]:
         return {**self.timing_s, "total": time.perf_counter() - self.began}
@@ -159,13 +183,20 @@ class Service:
         self._fetcher = fetcher
         self._others = others
         self.timeout_s = config.request_timeout_s
-        self._clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s, keeper=others.own_id if others else "")
+        self.clips = ClipCache(config.clip_cache_bytes, config.clip_cache_s, keeper=others.own_id if others else "")
         # A queue each: rationales take seconds, and those that wait must not stand before a classification.
         self._classifying = Queue(max_classifying, config.max_queued_requests)
         self._explaining = Queue(max_explaining, config.max_queued_requests)
         self._showing = Queue(_MAX_SHOWING, config.max_queued_requests)
         self._looking = Queue(_MAX_LOOKING, config.max_queued_requests)
         self._fetching = Queue(_MAX_FETCHING, config.max_queued_requests)
+        self.queues = {
+            "classifying": self._classifying,
+            "explaining": self._explaining,
+            "showing": self._showing,
+            "looking": self._looking,
+            "fetching": self._fetching,
+        }
 
     async def classify(
         self,
@@ -187,7 +218,7 @@ class Service:
             async with asker.phase("engine"):
                 answer = await self.classifier.classify(clip, context, threshold)
         seen = Seen(clip, context, answer.label)
-        video_id = self._clips.put(asker.owner, seen)
+        video_id = self.clips.put(asker.owner, seen)
         rationale = failed = None
         if with_rationale:
             try:
@@ -200,7 +231,7 @@ class Service:
                 "probabilities": _likeliest(answer, top_k),
                 "request_id": asker.request_id,
                 "video_id": video_id,
-                "video_expires_s": self._clips.max_age_s if video_id else None,
+                "video_expires_s": self.clips.max_age_s if video_id else None,
                 "rationale": rationale,
                 "rationale_problem": failed,
                 "timing_s": asker.timing(),
@@ -248,7 +279,7 @@ class Service:
             if replica := self._elsewhere(video_id):
                 shown: FramesAnswer = await self._ask(replica, "show", asker, (video_id,))
                 return shown
-            clip = self._clips.get(asker.owner, video_id).clip
+            clip = self.clips.get(asker.owner, video_id).clip
             async with self._turn(self._showing, asker), asker.phase("encode"):
                 images = await asyncio.to_thread(frame_images, clip, max_frames=clip.num_frames, max_height=MAX_SHOWN_HEIGHT)
         return FramesAnswer(
@@ -260,7 +291,7 @@ class Service:
 
     async def _explained(self, asker: Asker, seen: Seen, video_id: str | None, say: Callable[[Said], None]) -> RationaleAnswer:
         marks = {"request_id": asker.request_id, "video_id": video_id}
-        start = RationaleStart(**marks, model=self.classifier.version, video=facts(seen.clip))
+        start = RationaleStart(**marks, model=self.classifier.rationale_version, video=facts(seen.clip))
         has_begun = False
         async with aclosing(self.classifier.explain(seen)) as pieces:
             async for piece in pieces:
@@ -289,13 +320,13 @@ class Service:
     async def _seen(self, queue: Queue, asker: Asker, video: Video | str, context: str | None) -> AsyncIterator[tuple[Seen, str | None]]:
         """A turn in `queue` with a video, decoded and kept, or that of an id; and its id, if it is kept."""
         if isinstance(video, str):
-            known = self._clips.get(asker.owner, video)  # before it waits: an id that is known now stays good
+            known = self.clips.get(asker.owner, video)  # before it waits: an id that is known now stays good
             async with self._turn(queue, asker):
                 yield (known if context is None else replace(known, context=context)), video
         else:
             async with self._at_hand(asker, video) as file, self._turn(queue, asker):
                 seen = Seen(await self._look(asker, file), context)
-                yield seen, self._clips.put(asker.owner, seen)
+                yield seen, self.clips.put(asker.owner, seen)
 
     @asynccontextmanager
     async def _at_hand(self, asker: Asker, video: Video) -> AsyncIterator[UploadFile | Path]:
@@ -328,7 +359,7 @@ class Service:
     @asynccontextmanager
     async def _turn(self, queue: Queue, asker: Asker) -> AsyncIterator[None]:
         async with queue.turn() as queue_s:
-            asker.timing_s["queue"] = queue_s
+            asker.took("queue", queue_s)
             yield
 
 

@@ -443,3 +443,9 @@ def test_the_papers_api_models_are_known(run_file: Path, name: str) -> None:
 )
 def test_an_api_model_that_cannot_be_meant_is_refused(run_file: Path, models: str, expected: str) -> None:
     assert expected in mistake(run_file, f"evaluation.api_models={models}")
+
+
+def test_stage_1_is_no_path_and_a_folder_is_one(run_file: Path) -> None:
+    assert load_config(run_file, ["serve.rationale_model=stage-1"]).serve.rationale_model == "stage-1"
+    assert load_config(run_file, ["serve.rationale_model=models/stage-1"]).serve.rationale_model == str(Path("models/stage-1").resolve())
+    assert load_config(run_file, ["serve.rationale_model=s3://models/writer"]).serve.rationale_model == "s3://models/writer"

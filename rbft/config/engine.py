@@ -96,7 +96,7 @@ class EngineConfig(Section):
     tensor_parallel_size: int = Field(1, gt=0)
     gpu_memory_utilization: float = Field(0.90, gt=0, le=1)
     kv_cache_gib_cpu: float = Field(2.0, gt=0)
-    """VLLM_CPU_KVCACHE_SPACE; CPU only."""
+    """VLLM_CPU_KVCACHE_SPACE, in whole GiB and 1 at least; CPU only."""
     block_size: int | None = None
     """Tokens in a block of the prefix cache; None is the engine's own choice (128 on CPU, so short prompts never share)."""
     enforce_eager: bool = False

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from rbft.config.run import RunConfig
 from rbft.config.secret_values import require_no_secrets
+from rbft.config.serve import STAGE_1
 from rbft.errors import ConfigError
 from rbft.task import Task
 
@@ -59,7 +60,7 @@ _PATH_KEYS = {
     ("evaluation", "masking"): ("boxes",),
     ("evaluation",): ("api_cache", "attributes"),
     ("evaluation", "video_classifiers"): ("path",),
-    ("serve",): ("calibration", "keys", "samples"),
+    ("serve",): ("rationale_model", "calibration", "keys", "samples"),
     ("serve", "canary"): ("video",),
 }
 
@@ -88,7 +89,8 @@ def _resolve_section(section: dict[str, Any], keys: Sequence[str], base: Path, *
         value = section[key] if isinstance(section.get(key), str) else ""
         # "Qwen/Qwen2-VL-7B-Instruct" is a hub name unless there is such a folder.
         is_hub_name = may_name_hub and not value.startswith((".", "~")) and not (base / value).exists()
-        if value and not is_hub_name:
+        is_stage = key == "rationale_model" and value == STAGE_1
+        if value and not is_hub_name and not is_stage:
             section[key] = _absolute(value, base)
 
 

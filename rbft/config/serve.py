@@ -10,6 +10,9 @@ from rbft.config.section import Section
 from rbft.config.urls import UrlsConfig
 from rbft.systems import SystemName
 
+STAGE_1 = "stage-1"
+"""In place of a folder: the model that the run has after stage 1 of the system that is served."""
+
 
 class Canary(Section):
     """A clip whose label is known."""
@@ -28,6 +31,10 @@ class ServeConfig(Section):
     with a host that others can reach."""
     system: SystemName = "rb-ft"
     """Whose model answers."""
+    rationale_model: str | None = None
+    """What writes the rationales, if not the model that classifies: "stage-1" for the run's model after stage 1 (the paper's M_inter), or a
+    folder, local or in a store, with a model or with an adapter as `rbft export` takes it, which is merged when a replica starts. It has an
+    engine of its own: each of the two gets half of `engine.gpu_memory_utilization` and of `engine.kv_cache_gib_cpu`."""
     calibration: str | None = None
     """A file of `rbft predictions calibrate`. None takes the calibration in the model's task card, else the one that the run has for this
     very model, if any."""

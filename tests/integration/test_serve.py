@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from rbft import errors
+from rbft import artifacts, errors
 from rbft.api import RationaleAnswer, RationaleStart, TextPiece
 from rbft.client import Client
 from rbft.config import RunConfig, load_config
@@ -60,11 +60,12 @@ def without_cluster() -> dict[str, str]:
 
 @contextmanager
 def served(
-    repository: Path, model: Path, environment: Mapping[str, str], keys: Path | None = None, key: str | None = None
+    repository: Path, model: Path, environment: Mapping[str, str], keys: Path | None = None, key: str | None = None, *settings: str
 ) -> Iterator[tuple[subprocess.Popen[str], Client]]:
-    """`python -m serve` with `model`, once it is ready, and a client with `key`; interrupted at the end."""
+    """`python -m serve` with `model` and `settings`, once it is ready, and a client with `key`; interrupted at the end."""
     command = [sys.executable, "-m", "serve", "--config", "configs/miniature.yaml", "--set", LIMIT, "--model", str(model), "--port", "0"]
-    command += ["--set", f"serve.keys={keys}"] if keys is not None else []
+    for setting in (f"serve.keys={keys}",) * (keys is not None) + settings:
+        command += ["--set", setting]
     process = subprocess.Popen(command, cwd=repository, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said = []
@@ -180,6 +181,25 @@ def test_a_qwen2_vl_answers_too(repository: Path, clip_path: Path, tmp_path: Pat
         answer = client.classify(clip_path)
         assert math.fsum(answer.probabilities.values()) == pytest.approx(1)
         assert client.rationale(clip_path).num_tokens > 0
+
+
+@pytest.mark.slow
+def test_rationales_are_written_by_the_model_that_the_configuration_names(
+    repository: Path, clip_path: Path, miniature_model: Path, tmp_path: Path
+) -> None:
+    writer = make_tiny_model(tmp_path / "writer")
+    names = [f"serve.rationale_model={writer}", "serve.attention=false"]
+    with served(repository, miniature_model, without_cluster(), None, None, *names) as (_, client):
+        task = client.task()
+        answer = client.classify(clip_path)
+        start, *_, end = client.stream_rationale(video_id=answer.video_id)
+        metrics = httpx.get(f"{client.url}/metrics").text
+    assert isinstance(start, RationaleStart) and isinstance(end, RationaleAnswer)
+    assert answer.model == task.model and task.model.fingerprint == artifacts.model_fingerprint(miniature_model)
+    assert end.model == start.model == task.rationale_model
+    assert end.model.fingerprint == artifacts.model_fingerprint(writer)
+    assert end.num_cached_tokens == 0, "the other engine has read the video, not this one"
+    assert f'fingerprint="{end.model.fingerprint}"' in metrics and 'route="/v1/classify",status="200"} 1.0' in metrics
 
 
 @pytest.mark.slow

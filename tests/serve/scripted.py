@@ -27,6 +27,8 @@ class ScriptedClassifier:
     def __init__(self, act: Act | None = None, pieces: Sequence[str] = ("Scene: ", "a room")) -> None:
         self.task = TASK
         self.version = VERSION
+        self.rationale_task = TASK
+        self.rationale_version = VERSION
         self.spec = SPEC
         self.calibration = None
         self.lineage: dict[str, Any] = {"system": "rb-ft", "base": "0123", "base_model": "/home/of/somebody", "versions": {"ray": "2"}}

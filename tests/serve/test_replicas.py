@@ -31,27 +31,34 @@ class Alone:
 
 def service_with_video(classifier: ScriptedClassifier) -> tuple[Service, str]:
     service = Service(classifier, ServeConfig(), 1, 1, others=Alone())
-    video_id = service._clips.put("owner", SEEN)
+    video_id = service.clips.put("owner", SEEN)
     assert video_id is not None and keeper_of(video_id) == "here"
     return service, video_id
 
 
+def unobserved(phase: str, seconds: float) -> None: ...
+
+
 def test_it_gets_each_piece_and_at_last_the_whole_under_its_own_request_id() -> None:
+    phases: list[str] = []
+
     async def scenario() -> list[Any]:
         service, video_id = service_with_video(ScriptedClassifier())
-        return [each async for each in answered(service, "explain", "id-of-theirs", "owner", (video_id, None))]
+        asked = answered(service, lambda phase, _: phases.append(phase), "explain", "id-of-theirs", "owner", (video_id, None))
+        return [each async for each in asked]
 
     *pieces, (has_ended, answer) = asyncio.run(scenario())
     assert has_ended and isinstance(answer, RationaleAnswer) and answer.text == "Scene: a room"
     assert not any(has_ended for has_ended, _ in pieces) and isinstance(pieces[0][1], RationaleStart)
     assert pieces[0][1].request_id == answer.request_id == "id-of-theirs"
+    assert phases == ["queue", "engine"], "the body was received by whoever asks"
 
 
 @pytest.mark.parametrize(("owner", "is_its"), [("owner", False), ("another", True)])
 def test_what_is_gone_or_anothers_is_expired_there_too(owner: str, is_its: bool) -> None:
     async def scenario() -> None:
         service, video_id = service_with_video(ScriptedClassifier())
-        async for _ in answered(service, "show", "id", owner, (video_id if is_its else "here.never-was",)):
+        async for _ in answered(service, unobserved, "show", "id", owner, (video_id if is_its else "here.never-was",)):
             raise AssertionError("there is no answer")
 
     with pytest.raises(ClipExpiredError):
@@ -67,7 +74,7 @@ def test_when_nobody_waits_any_more_the_work_ends() -> None:
 
         classifier.before_piece = never
         service, video_id = service_with_video(classifier)
-        pieces = answered(service, "explain", "id", "owner", (video_id, None))
+        pieces = answered(service, unobserved, "explain", "id", "owner", (video_id, None))
         await anext(pieces)
         await pieces.aclose()
 
