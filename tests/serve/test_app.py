@@ -68,6 +68,7 @@ def test_an_upload_is_gone_after_the_answer_and_never_has_the_clients_name(
         (errors.VideoTimeoutError, 422),
         (errors.VideoMemoryError, 422),
         (errors.DecoderCrashError, 422),
+        (errors.DecoderStartError, 503),
         (errors.EngineError, 422),
         (errors.EngineGoneError, 503),
         (errors.OverloadedError, 503),
