@@ -75,7 +75,12 @@ def build_app(
     # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
     app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
     # The last is the outermost: a request without a key is refused before a byte of its body is read.
-    app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes, timeout_s=config.body_timeout_s)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=config.max_upload_bytes,
+        timeout_s=config.body_timeout_s,
+        max_bytes_in_flight=config.max_bytes_in_flight,
+    )
     app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))
     app.add_middleware(Envelope, model_version=classifier.version.fingerprint, proxy_adds_id=proxy_adds_id)
     answer_with_problems(app)

@@ -43,8 +43,10 @@ _STATUS: dict[type[errors.RBFTError], HTTPStatus] = {
 }
 
 
-_ABOUT_BODIES: dict[int, type[errors.RBFTError]] = {_STATUS[kind]: kind for kind in (errors.UploadTooLargeError, errors.UploadTimeoutError)}
-"""What `serve.limits` means by the status of an exception that FastAPI lets through the reading of a body."""
+_ABOUT_BODIES: dict[int, type[errors.RBFTError]] = {
+    _STATUS[kind]: kind for kind in (errors.UploadTooLargeError, errors.UploadTimeoutError, errors.OverloadedError)
+}
+"""What `serve.limits` and `serve.upload` mean by the status of an exception that FastAPI lets through the reading of a body."""
 
 
 def status_of(error: errors.RBFTError) -> HTTPStatus:

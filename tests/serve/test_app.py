@@ -1,6 +1,7 @@
 """The routes around a classifier that does as it is told: what reaches it, what comes back, what every mishap looks like."""
 
 import asyncio
+import resource
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -126,6 +127,54 @@ def test_a_body_of_unknown_length_is_counted_while_it_is_read(num_bytes: int, st
     assert response.status_code == status
     if status == 413:
         _problem(response, 413, "upload_too_large")
+
+
+def test_bodies_of_all_requests_together_have_an_end_and_room_again_after_an_answer() -> None:
+    async def scenario() -> list[httpx.Response]:
+        gate = asyncio.Event()
+        classifier = ScriptedClassifier(lambda: _wait(gate))
+        headers = {"content-type": "multipart/form-data; boundary=cut"}
+        async with client_of(classifier, max_upload_bytes=9_000, max_bytes_in_flight=9_000) as client:
+            first = asyncio.create_task(client.post("/v1/classify", files={"video": b"x" * 6_000}))
+            while not classifier.paths:
+                await asyncio.sleep(0.01)
+            declared = await client.post("/v1/classify", files={"video": b"x" * 6_000})
+            counted = await client.post("/v1/classify", content=_in_pieces(6_000), headers=headers)
+            small = asyncio.create_task(client.post("/v1/classify", files={"video": b"x" * 1_000}))
+            while len(classifier.paths) < 2:
+                await asyncio.sleep(0.01)
+            gate.set()
+            answered = [await first, await small]
+            return [declared, counted, *answered, await client.post("/v1/classify", content=_in_pieces(6_000), headers=headers)]
+
+    declared, counted, *answered = asyncio.run(scenario())
+    for refused in (declared, counted):
+        _problem(refused, 503, "overloaded")
+        assert int(refused.headers["retry-after"]) > 0 and refused.headers["connection"] == "close"
+    assert [response.status_code for response in answered] == [200] * 3
+
+
+def test_a_body_that_could_never_have_room_is_a_mistake_in_the_configuration() -> None:
+    with pytest.raises(ValueError, match="max_bytes_in_flight 9"):
+        ServeConfig(max_upload_bytes=10, max_bytes_in_flight=9)
+
+
+def test_where_the_disk_takes_no_more_the_client_is_told_to_come_again_and_the_log_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    try:
+        _problem(request(ScriptedClassifier(), "POST", "/v1/classify", files={"video": b"x" * 5_000_000}), 503, "overloaded")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "errno=EFBIG" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", "/nowhere")
+        response = request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP)
+    assert "/nowhere" not in _problem(response, 503, "overloaded").detail and int(response.headers["retry-after"]) > 0
+    assert "errno=ENOENT" in caplog.text
+    assert request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP).status_code == 200
 
 
 @pytest.mark.parametrize(
