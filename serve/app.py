@@ -245,7 +245,7 @@ def _health(readiness: Readiness) -> APIRouter:
 def _asker(request: Request) -> Asker:
     """Whose request it is, from what `serve.envelope` and `serve.keys` have left in its state."""
     state = request.state
-    return Asker(request_id=state.request_id, owner=state.key.sha256, began=state.began)
+    return Asker(request_id=state.request_id, owner=state.key.sha256, began=state.began, timing_s=state.timing_s)
 
 
 def _video(video: UploadFile | None, url: str | None) -> UploadFile | Link:

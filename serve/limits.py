@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -108,17 +107,16 @@ class Queue:
         self._num_waiting = 0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[float]:
-        """Wait for a turn and hold it; gives the seconds waited. Raises `OverloadedError` at once if the queue is full."""
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn and hold it. Raises `OverloadedError` at once if the queue is full."""
         if self._slots.locked() and self._num_waiting >= self._max_waiting:
             raise OverloadedError("too many requests wait already; try again later")
-        started = time.perf_counter()
         self._num_waiting += 1
         try:
             await self._slots.acquire()
         finally:
             self._num_waiting -= 1
         try:
-            yield time.perf_counter() - started
+            yield
         finally:
             self._slots.release()

@@ -103,7 +103,7 @@ async def received(upload: UploadFile) -> AsyncIterator[Path]:
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """A failure of this machine's files in the context, such as a full disk or too many of them, is logged and becomes `OverloadedError`."""
+    """A failure of this machine's files in the context, such as a full disk or too many open ones, becomes `OverloadedError`."""
     try:
         yield
     except OSError as error:

@@ -15,6 +15,7 @@ from rbft import errors
 from rbft.api import AttentionAnswer, BatchAnswer, ClassifyAnswer, FramesAnswer, Problem, RationaleAnswer, TaskAnswer
 from rbft.config import ServeConfig
 from rbft.keys import add_key
+from rbft.records import Clip
 from serve.app import MAX_CONTEXT_CHARACTERS, build_app
 from serve.problems import MEDIA_TYPE, status_of
 from tests.serve.samples import SPEC, TASK
@@ -246,6 +247,32 @@ def test_a_request_that_takes_too_long_is_cancelled_and_frees_its_place() -> Non
     _problem(late, 504, "request_timeout")
     assert cancelled == [True]
     assert next_one.status_code == 200
+
+
+def test_a_refusal_tells_how_long_each_phase_took_that_it_came_to() -> None:
+    class Silent(ScriptedClassifier):
+        async def classify(self, clip: Clip, context: str | None, threshold: float | None) -> ClassifyAnswer:
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    def phases_ms(response: httpx.Response) -> dict[str, float]:
+        told = (phase.split(";dur=") for phase in response.headers["server-timing"].split(", "))
+        return {name: float(duration) for name, duration in told}
+
+    late = request(Silent(), "POST", "/v1/classify", {"request_timeout_s": 0.3}, files=CLIP)
+    _problem(late, 504, "request_timeout")
+    assert phases_ms(late).keys() == {"total", "receive", "queue", "decode", "engine"}
+    assert phases_ms(late)["total"] >= phases_ms(late)["engine"] > 200
+    broken = request(ScriptedClassifier(raising(errors.VideoDecodeError("cut short"))), "POST", "/v1/classify", files=CLIP)
+    assert phases_ms(broken).keys() == {"total", "receive", "queue", "decode"}
+
+    async def waiting_too_long() -> httpx.Response:
+        app = build_app(ScriptedClassifier(), ServeConfig(request_timeout_s=0.3), 1, 1)
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client, app.state.service._classifying.turn():
+            return await client.post("/v1/classify", files=CLIP)
+
+    waiting = asyncio.run(waiting_too_long())
+    assert phases_ms(waiting).keys() == {"total", "receive", "queue"} and phases_ms(waiting)["queue"] > 200
 
 
 def test_the_service_is_alive_but_not_ready_when_its_engine_is_gone() -> None:
