@@ -5,6 +5,7 @@ Not covered: what an answer is made of (`serve.classifier`), how errors look (`s
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, File, Form, Request, Response, Security, UploadFile
@@ -14,7 +15,7 @@ from fastapi.security import HTTPBearer
 from rbft import __version__
 from rbft.api import AttentionAnswer, BatchAnswer, ClassifyAnswer, FramesAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
 from rbft.config import ServeConfig
-from rbft.errors import NotReadyError
+from rbft.errors import EngineGoneError, NotReadyError
 from rbft.keys import KeyRing
 from serve import events, examples, page
 from serve.attention import Looker
@@ -30,6 +31,8 @@ from serve.presence import while_connected
 from serve.problems import UPLOAD_STATUSES, answer_with_problems, described, described_of
 from serve.service import Asker, Classifier, Others, Service
 from serve.upload import UploadRoute, route_of_files
+
+logger = logging.getLogger(__name__)
 
 _TOLD_OF_LINEAGE = frozenset(
     ("run", "system", "stage", "fingerprint", "base", "videos", "answers", "seed", "epochs", "num_items", "classes")
@@ -237,6 +240,9 @@ def _health(readiness: Readiness) -> APIRouter:
             await readiness.check()
         except NotReadyError:  # files and labels are for the log: anybody may ask here
             raise NotReadyError("it has not shown that it answers right; its log says why") from None
+        except EngineGoneError as error:
+            logger.error("not ready: %s", error)
+            raise EngineGoneError("its engine is gone, and is being replaced; its log says why") from None
         return Health()
 
     return router

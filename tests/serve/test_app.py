@@ -275,10 +275,18 @@ def test_a_refusal_tells_how_long_each_phase_took_that_it_came_to() -> None:
     assert phases_ms(waiting).keys() == {"total", "receive", "queue"} and phases_ms(waiting)["queue"] > 200
 
 
-def test_the_service_is_alive_but_not_ready_when_its_engine_is_gone() -> None:
-    broken = ScriptedClassifier(raising(errors.EngineGoneError("the engine died")))
-    assert request(broken, "GET", "/healthz").status_code == 200
-    _problem(request(broken, "GET", "/readyz"), 503, "engine_gone")
+def test_the_service_is_alive_but_not_ready_when_its_engine_is_gone_and_only_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    app = build_app(broken := ScriptedClassifier(), ServeConfig(), 1, 1)
+
+    async def scenario() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            ready = await client.get("/readyz")
+            broken.act = raising(errors.EngineGoneError("died in /home/of/somebody"))
+            return [ready, await client.get("/healthz"), await client.get("/readyz")]
+
+    ready, alive, gone = asyncio.run(scenario())
+    assert ready.status_code == alive.status_code == 200
+    assert "somebody" not in _problem(gone, 503, "engine_gone").detail and "/home/of/somebody" in caplog.text
     assert request(ScriptedClassifier(), "GET", "/readyz").json() == {"status": "ok"}
 
 
