@@ -16,6 +16,7 @@
     │   ├── VideoTimeoutError       video_timeout    the decoder missed its deadline and was killed
     │   ├── VideoMemoryError        video_memory     the decoder passed its memory limit
     │   └── DecoderCrashError       decoder_crash    the decoder process died
+    │       └── DecoderStartError   decoder_start    it did not even start: not the video's fault
     ├── ModelError                  model            a model folder cannot be used
     ├── EngineError                 engine           the inference engine refused or failed on a request
     │   ├── ModelServerError        server_error     a model's server failed on a request, or could not be reached, also after retries
@@ -117,6 +118,12 @@ class VideoMemoryError(VideoError):
 
 class DecoderCrashError(VideoError):
     code = "decoder_crash"
+
+
+class DecoderStartError(DecoderCrashError):
+    """The installation or the machine is at fault, not the video."""
+
+    code = "decoder_start"
 
 
 class ModelError(RBFTError):

@@ -20,6 +20,11 @@ from rbft.config import RunConfig, load_config
 from rbft.errors import JobError, RBFTError
 from serve.model import ModelSource, what_to_serve
 
+_OWN_RAY = {
+    "worker_niceness": 0,  # 15 is for batch jobs, and here somebody waits
+    "automatic_object_spilling_enabled": False,  # what passes between processes is of users' videos, and must not come to lie on a disk
+}
+
 
 def main() -> int:
     arguments = _arguments()
@@ -73,7 +78,7 @@ def _serve(config: RunConfig, source: ModelSource) -> NoReturn:
             include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=False,
-            _system_config={"worker_niceness": 0} if on_own_ray else None,  # 15 is for batch jobs, and here somebody waits
+            _system_config=_OWN_RAY if on_own_ray else None,
         )
         # After ray.init, which installs a handler of its own.
         signal.signal(signal.SIGTERM, _interrupt)

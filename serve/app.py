@@ -5,6 +5,7 @@ Not covered: what an answer is made of (`serve.classifier`), how errors look (`s
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, File, Form, Request, Response, Security, UploadFile
@@ -14,7 +15,7 @@ from fastapi.security import HTTPBearer
 from rbft import __version__
 from rbft.api import AttentionAnswer, BatchAnswer, ClassifyAnswer, FramesAnswer, Health, Limits, RationaleAnswer, Sampled, TaskAnswer
 from rbft.config import ServeConfig
-from rbft.errors import NotReadyError
+from rbft.errors import EngineGoneError, NotReadyError
 from rbft.keys import KeyRing
 from serve import events, examples, page
 from serve.attention import Looker
@@ -32,6 +33,8 @@ from serve.presence import while_connected
 from serve.problems import UPLOAD_STATUSES, answer_with_problems, described, described_of
 from serve.service import Asker, Classifier, Others, Service
 from serve.upload import UploadRoute, route_of_files
+
+logger = logging.getLogger(__name__)
 
 _TOLD_OF_LINEAGE = frozenset(
     ("run", "system", "stage", "fingerprint", "base", "videos", "answers", "seed", "epochs", "num_items", "classes")
@@ -78,7 +81,12 @@ def build_app(
     # The description is /openapi.json. FastAPI's pages about it would load scripts from elsewhere.
     app = FastAPI(title="RB-FT", version=__version__, summary=summary, docs_url=None, redoc_url=None)
     # The last is the outermost: a request without a key is refused before a byte of its body is read.
-    app.add_middleware(BodyLimit, max_bytes=config.max_upload_bytes, timeout_s=config.body_timeout_s)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=config.max_upload_bytes,
+        timeout_s=config.body_timeout_s,
+        max_bytes_in_flight=config.max_bytes_in_flight,
+    )
     app.add_middleware(KeyGate, ring=None if config.keys is None else KeyRing(config.keys))
     metrics = Metrics("local" if others is None else others.own_id)
     app.add_middleware(Envelope, model_version=classifier.version.fingerprint, metrics=metrics, proxy_adds_id=proxy_adds_id)
@@ -256,6 +264,9 @@ def _health(readiness: Readiness) -> APIRouter:
             await readiness.check()
         except NotReadyError:  # files and labels are for the log: anybody may ask here
             raise NotReadyError("it has not shown that it answers right; its log says why") from None
+        except EngineGoneError as error:
+            logger.error("not ready: %s", error)
+            raise EngineGoneError("its engine is gone, and is being replaced; its log says why") from None
         return Health()
 
     return router
@@ -264,7 +275,7 @@ def _health(readiness: Readiness) -> APIRouter:
 def _asker(request: Request) -> Asker:
     """Whose request it is, from what `serve.envelope` and `serve.keys` have left in its state."""
     state, observe = request.state, request.app.state.metrics.phase
-    asker = Asker(request_id=state.request_id, owner=state.key.sha256, began=state.began, observe=observe)
+    asker = Asker(request_id=state.request_id, owner=state.key.sha256, began=state.began, timing_s=state.timing_s, observe=observe)
     observe("receive", asker.timing_s["receive"])
     return asker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from rbft.api import CalibrationFacts, ClassifyAnswer, ModelVersion, RationaleAnswer
 from rbft.engines.base import Generated, Sampling, StreamingEngine
 from rbft.engines.labels import probabilities
-from rbft.errors import EngineError
+from rbft.errors import DecoderCrashError, EngineError
 from rbft.evaluation.calibration import calibrate_one
 from rbft.rationales.gates import TEXT_GATES, check_rationale
 from rbft.records import Clip, Rationale, VideoSpec
@@ -20,6 +21,8 @@ from rbft.video.pool import DecodePool
 from serve.clips import Seen
 from serve.model import ServedModel
 from serve.service import facts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,12 @@ class VideoClassifier:
         return CalibrationFacts(temperature=fitted.temperature, threshold=fitted.threshold, num_clips=fitted.num_clips)
 
     async def look(self, path: Path) -> Clip:
-        return await self._decoders.decode_async(str(path), self._model.spec)
+        """The video decoded. Once more if its decoder has died, which may not have been the video's doing; twice, and it was."""
+        try:
+            return await self._decoders.decode_async(str(path), self._model.spec)
+        except DecoderCrashError as error:
+            logger.warning("decoding once more after %s", error.code)
+            return await self._decoders.decode_async(str(path), self._model.spec)
 
     async def classify(self, clip: Clip, context: str | None, threshold: float | None) -> ClassifyAnswer:
         """The label likelihoods normalised over the labels, as evaluation computes and calibrates them."""

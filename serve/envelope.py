@@ -35,7 +35,8 @@ _CAREFUL = {
 
 
 class Envelope:
-    """ASGI middleware. The request's id and when it came (`time.perf_counter`) stand in the scope's state as `request_id` and `began`.
+    """ASGI middleware. The request's id and when it came (`time.perf_counter`) stand in the scope's state as `request_id` and `began`, and
+    a dictionary `timing_s`, in which whoever works on it leaves the seconds of each phase: refusals tell them, too.
 
     With `proxy_adds_id` the id is that of the request's X-Request-ID, which Ray Serve's proxy makes unless the client has sent one, puts
     into its own log, and adds to the response. Else no client chooses it.
@@ -55,7 +56,8 @@ class Envelope:
         request_id = given if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
         started = time.perf_counter()
-        state |= {"request_id": request_id, "began": started}
+        timing_s: dict[str, float] = {}
+        state |= {"request_id": request_id, "began": started, "timing_s": timing_s}
         status: int | None = None
 
         async def send_marked(message: Message) -> None:
@@ -66,7 +68,8 @@ class Envelope:
                 if not self._proxy_adds_id:
                     headers[REQUEST_ID] = request_id
                 headers[MODEL_VERSION] = self._model_version
-                headers["Server-Timing"] = f"total;dur={1000 * (time.perf_counter() - started):.1f}"
+                phases = {"total": time.perf_counter() - started, **timing_s}
+                headers["Server-Timing"] = ", ".join(f"{phase};dur={1000 * seconds:.1f}" for phase, seconds in phases.items())
                 for name, value in _CAREFUL.items():
                     headers.setdefault(name, value)
             await send(message)

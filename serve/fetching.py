@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpcore
 import httpx
@@ -28,7 +29,7 @@ from rbft.config import UrlsConfig
 from rbft.errors import UploadTooLargeError, UrlRefusedError, UrlUnreachableError
 from serve.addresses import Address, is_public
 from serve.links import Link, StoredTarget, WebTarget, allowed_target
-from serve.upload import named
+from serve.upload import named, storing
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to the addresses of all its records."""
@@ -66,28 +67,32 @@ class Fetcher:
     async def fetched(self, link: Link) -> AsyncIterator[Path]:
         """The video of `link` as a file for as long as the context lasts.
 
-        Raises `UrlRefusedError` for what may not be asked, `UrlUnreachableError` for what cannot be had, and `UploadTooLargeError`.
+        Raises `UrlRefusedError` for what may not be asked, `UrlUnreachableError` for what cannot be had, `UploadTooLargeError`, and
+        `OverloadedError` where there is no room for it.
         """
         target = allowed_target(link.url, self._config)
-        with tempfile.TemporaryDirectory(prefix="rbft-fetched-") as folder:
-            path = Path(folder) / "video"
-            deadline = asyncio.timeout(self._config.timeout_s)
-            try:
-                async with deadline:
-                    with path.open("wb") as file:
-                        write = self._limited(file)
-                        if isinstance(target, WebTarget):
-                            await self._download(target, write)
-                        else:
-                            await _in_thread(_copy_stored, target, write)
-            except TimeoutError:
-                if not deadline.expired():
-                    raise
-                raise UrlUnreachableError(f"the video was not there within {self._config.timeout_s:g} s; send the file instead") from None
+        with storing():
+            descriptor, name = tempfile.mkstemp(prefix="rbft-fetched-")
+        path = Path(name)
+        deadline = asyncio.timeout(self._config.timeout_s)
+        try:
+            async with deadline:
+                with FileIO(descriptor, "wb") as file:
+                    write = self._limited(file)
+                    if isinstance(target, WebTarget):
+                        await self._download(target, write)
+                    else:
+                        await _in_thread(_copy_stored, target, write)
             with named(path, "the video at the url"):
                 yield path
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise UrlUnreachableError(f"the video was not there within {self._config.timeout_s:g} s; send the file instead") from None
+        finally:
+            path.unlink()
 
-    def _limited(self, file: IO[bytes]) -> Write:
+    def _limited(self, file: FileIO) -> Write:
         num_bytes = 0
 
         def write(piece: bytes) -> None:
@@ -95,7 +100,10 @@ class Fetcher:
             num_bytes += len(piece)
             if num_bytes > self._max_bytes:
                 raise UploadTooLargeError(f"the video is larger than {self._max_bytes} bytes; name a shorter or smaller one")
-            file.write(piece)
+            with storing():  # or it would be taken for a failure of the host's
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[file.write(rest) :]
 
         return write
 

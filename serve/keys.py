@@ -28,7 +28,8 @@ class KeyGate:
 
     Without a ring only this machine is answered: its address, and its name in the Host header, so that neither a proxy that listens more
     widely than it was told nor a page in a browser that has its own name point here (DNS rebinding) gets in. Nor does another site's page
-    that posts here blindly: browsers say so in Sec-Fetch-Site. Nor whoever comes through a proxy that says so: it wants keys.
+    that posts here blindly: browsers say so in Sec-Fetch-Site, and older ones in Origin. Nor whoever comes through a proxy that says so: it
+    wants keys.
     """
 
     def __init__(self, app: ASGIApp, ring: KeyRing | None) -> None:
@@ -67,5 +68,7 @@ def _is_local(scope: Scope, headers: Headers) -> bool:
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     is_from_elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    origin = headers.get("origin")
+    is_from_elsewhere |= origin is not None and origin.partition("://")[2].lower() != host.lower()  # "null" too, of a page without one
     is_forwarded = any(header in headers for header in _FORWARDED)
     return client is not None and is_loopback(client[0]) and is_loopback(name) and not (is_from_elsewhere or is_forwarded)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,17 +22,29 @@ _CLOSE = {"Connection": "close"}
 MAX_JSON_BYTES = 256 << 10
 """More than the longest fields with every character escaped. It is held and read at once."""
 
+_NO_ROOM = "the service holds as many bytes of other requests as it may; try again later"
+
+
+@dataclass
+class _Held:
+    """What there is of a body."""
+
+    num_bytes: int = 0
+
 
 class BodyLimit:
-    """ASGI middleware: POST bodies are at most `max_bytes` long (JSON less), whatever their headers say, and there within `timeout_s`.
+    """ASGI middleware: POST bodies are at most `max_bytes` long (JSON less), whatever their headers say, and there within `timeout_s`;
+    those of all requests under way, which lie in memory or in the temporary folder, at most `max_bytes_in_flight`.
 
     Starlette's own RequestBodyLimitMiddleware does the counting too, but answers in plain text.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float, max_bytes_in_flight: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
+        self._max_bytes_in_flight = max_bytes_in_flight
+        self._num_bytes_in_flight = 0
         self._too_slow = f"the request body was not there within {timeout_s:g} s; send a smaller video, or over a better connection"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,18 +53,26 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         max_bytes = min(MAX_JSON_BYTES, self.max_bytes) if media_type(headers) == JSON else self.max_bytes
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared[:20]) > max_bytes:  # Python reads no number of 5000 digits
+        length = headers.get("content-length", "0")
+        declared = int(length[:20]) if length.isdecimal() else 0  # Python reads no number of 5000 digits
+        if declared > max_bytes:
             await problem(413, UploadTooLargeError.code, _too_large(max_bytes), _CLOSE)(scope, receive, send)
             return
-        await self.app(scope, self._counted(receive, max_bytes), send)
+        if self._num_bytes_in_flight + declared > self._max_bytes_in_flight:
+            await problem(503, OverloadedError.code, _NO_ROOM, _CLOSE)(scope, receive, send)
+            return
+        body = _Held()
+        try:
+            await self.app(scope, self._counted(receive, max_bytes, body), send)
+        finally:
+            self._num_bytes_in_flight -= body.num_bytes
 
-    def _counted(self, receive: Receive, max_bytes: int) -> Receive:
-        num_bytes, is_whole = 0, False
+    def _counted(self, receive: Receive, max_bytes: int, body: _Held) -> Receive:
+        is_whole = False
         deadline = asyncio.get_running_loop().time() + self.timeout_s
 
         async def receive_counted() -> Message:
-            nonlocal num_bytes, is_whole
+            nonlocal is_whole
             if is_whole:  # what comes now is that the client has gone, and that may take its time
                 return await receive()
             # FastAPI lets no other exception than this through the reading of a body.
@@ -61,9 +81,13 @@ class BodyLimit:
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, self._too_slow, _CLOSE) from None
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > max_bytes:
+            num_bytes = len(message.get("body", b""))
+            body.num_bytes += num_bytes
+            self._num_bytes_in_flight += num_bytes
+            if body.num_bytes > max_bytes:
                 raise HTTPException(413, _too_large(max_bytes), _CLOSE)
+            if self._num_bytes_in_flight > self._max_bytes_in_flight:
+                raise HTTPException(503, _NO_ROOM, _CLOSE)
             is_whole = not message.get("more_body", False)
             return message
 
@@ -84,11 +108,10 @@ class Queue:
         self.num_waiting = 0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[float]:
-        """Wait for a turn and hold it; gives the seconds waited. Raises `OverloadedError` at once if the queue is full."""
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn and hold it. Raises `OverloadedError` at once if the queue is full."""
         if self._slots.locked() and self.num_waiting >= self._max_waiting:
             raise OverloadedError("too many requests wait already; try again later")
-        started = time.perf_counter()
         self.num_waiting += 1
         try:
             await self._slots.acquire()
@@ -96,7 +119,7 @@ class Queue:
             self.num_waiting -= 1
         self.num_running += 1
         try:
-            yield time.perf_counter() - started
+            yield
         finally:
             self.num_running -= 1
             self._slots.release()

@@ -25,8 +25,9 @@ RETRY_AFTER_S = 5
 
 _STATUS: dict[type[errors.RBFTError], HTTPStatus] = {
     errors.VideoFormatError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    errors.VideoError: HTTPStatus.UNPROCESSABLE_ENTITY,  # the file's fault, a decode that was killed too: sending it again is no use
+    errors.VideoError: HTTPStatus.UNPROCESSABLE_ENTITY,  # the file's fault, a decode that was killed twice too: sending it again is no use
     errors.EngineGoneError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.DecoderStartError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.EngineError: HTTPStatus.UNPROCESSABLE_ENTITY,  # refused this request, e.g. longer than the model's context
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.UnauthorizedError: HTTPStatus.UNAUTHORIZED,
@@ -42,8 +43,10 @@ _STATUS: dict[type[errors.RBFTError], HTTPStatus] = {
 }
 
 
-_ABOUT_BODIES: dict[int, type[errors.RBFTError]] = {_STATUS[kind]: kind for kind in (errors.UploadTooLargeError, errors.UploadTimeoutError)}
-"""What `serve.limits` means by the status of an exception that FastAPI lets through the reading of a body."""
+_ABOUT_BODIES: dict[int, type[errors.RBFTError]] = {
+    _STATUS[kind]: kind for kind in (errors.UploadTooLargeError, errors.UploadTimeoutError, errors.OverloadedError)
+}
+"""What `serve.limits` and `serve.upload` mean by the status of an exception that FastAPI lets through the reading of a body."""
 
 
 def status_of(error: errors.RBFTError) -> HTTPStatus:

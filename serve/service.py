@@ -358,8 +358,9 @@ class Service:
 
     @asynccontextmanager
     async def _turn(self, queue: Queue, asker: Asker) -> AsyncIterator[None]:
-        async with queue.turn() as queue_s:
-            asker.took("queue", queue_s)
+        async with AsyncExitStack() as places:
+            async with asker.phase("queue"):
+                await places.enter_async_context(queue.turn())
             yield
 
 

@@ -7,7 +7,9 @@ JSON is read as the form that it stands for: an object with the fields of the fo
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -20,7 +22,9 @@ from fastapi import HTTPException, Request, Response, UploadFile
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData, Headers
 
-from rbft.errors import RBFTError
+from rbft.errors import OverloadedError, RBFTError
+
+logger = logging.getLogger(__name__)
 
 FORM, JSON = "multipart/form-data", "application/json"
 _WANTED = "send multipart/form-data with the file in the field `video`, e.g. curl -F video=@clip.mp4, or JSON with its `url`"
@@ -57,9 +61,14 @@ class _UploadRequest(Request):
         self._max_files = max_files
 
     def form(self, **_: Any) -> Any:
-        if media_type(self.headers) == JSON:
-            return self._form_of_json()
-        return super().form(max_files=self._max_files, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+        return self._form_of_json() if media_type(self.headers) == JSON else self._form_of_parts()
+
+    async def _form_of_parts(self) -> FormData:
+        try:
+            with storing():  # Starlette has files above 1 MiB in the temporary folder
+                return await super().form(max_files=self._max_files, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+        except OverloadedError as error:  # FastAPI lets no other exception than this through the reading of a body
+            raise HTTPException(503, str(error), {"Connection": "close"}) from error
 
     async def _form_of_json(self) -> FormData:
         try:
@@ -80,14 +89,26 @@ def media_type(headers: Headers) -> str:
 async def received(upload: UploadFile) -> AsyncIterator[Path]:
     """The upload as a file for as long as the context lasts. Errors that leave it name "the upload", not a path of this machine."""
     # A file and no folder, which takes longer to make and to remove.
-    descriptor, path = tempfile.mkstemp(prefix="rbft-upload-")
+    with storing():
+        descriptor, path = tempfile.mkstemp(prefix="rbft-upload-")
     os.close(descriptor)
     try:
-        await asyncio.to_thread(_copy, upload, path)
+        with storing():
+            await asyncio.to_thread(_copy, upload, path)
         with named(Path(path), "the upload"):
             yield Path(path)
     finally:
         os.unlink(path)
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """A failure of this machine's files in the context, such as a full disk or too many open ones, becomes `OverloadedError`."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("cannot store a video errno=%s", errno.errorcode.get(error.errno or 0, error.errno))
+        raise OverloadedError("the service has no room to store the video now; try again later") from error
 
 
 @contextmanager

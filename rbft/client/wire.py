@@ -23,7 +23,10 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 150.0
 """A little more than the service's own."""
 DEFAULT_RETRIES = 4
-_LONGEST_WAIT_S = 60.0
+_LONGEST_WAIT_S = 300.0
+"""Whatever Retry-After says: a larger engine takes minutes to start, and beyond that the caller should know."""
+_TRY_AGAIN = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS)
+"""The service says the first; what stands in front of it may say the second."""
 _FIRST_WAIT_S = 0.5
 _PART_BYTES, _FIELD_BYTES = 1_000, 65_536
 """More than what multipart puts around a file, and than all other fields."""
@@ -180,7 +183,7 @@ def reaching(url: str) -> Iterator[None]:
 
 
 def read_answer(url: str, response: httpx.Response, kind: type[Answer]) -> Answer:
-    """The body of a response, read whole; raises the error that it names, `TryAgainError` around it for a 503."""
+    """The body of a response, read whole; raises the error that it names, `TryAgainError` around it for one of `_TRY_AGAIN`."""
     if not response.is_success:
         raise refusal(url, response)
     return _parsed(url, response.content, kind)
@@ -192,7 +195,7 @@ def refusal(url: str, response: httpx.Response) -> Exception:
         error = _error(Problem.model_validate_json(response.content))
     except ValidationError:
         error = ServiceError(f"{url}: answered {response.status_code} with something else than the API's bodies")
-    return TryAgainError(error, _told_wait_s(response)) if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else error
+    return TryAgainError(error, _told_wait_s(response)) if response.status_code in _TRY_AGAIN else error
 
 
 def read_event(url: str, name: str, data: bytes) -> Said | None:

@@ -49,6 +49,9 @@ class ServeConfig(Section):
     that one; without, set it to false, and requests wait, or are told to come again, while a new engine starts."""
     max_upload_bytes: int = Field(64 << 20, gt=0)
     """Of the whole request body, counted while it is read."""
+    max_bytes_in_flight: int = Field(4 << 30, gt=0)
+    """Of the bodies of all requests under way in a replica; a request that brings more is told to come again. Above 1 MiB they lie in the
+    temporary folder, and those that are being decoded a second time, so that it needs room for twice as much."""
     max_batch_files: int = Field(32, gt=0)
     """In one request of `/v1/classify/batch`; all together have at most `max_upload_bytes`."""
     body_timeout_s: float = Field(120.0, gt=0)
@@ -103,6 +106,15 @@ class ServeConfig(Section):
             raise ValueError("min_replicas is for a number that follows the load; set max_replicas too, or num_replicas instead")
         if self.max_replicas is not None and self.num_replicas > 1:
             raise ValueError("num_replicas is a fixed number, and max_replicas lets it follow the load; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _one_body_has_room(self) -> ServeConfig:
+        if self.max_upload_bytes > self.max_bytes_in_flight:
+            raise ValueError(
+                f"max_upload_bytes {self.max_upload_bytes} is more than max_bytes_in_flight {self.max_bytes_in_flight} of all requests "
+                "together; lower the one or raise the other"
+            )
         return self
 
     @model_validator(mode="after")

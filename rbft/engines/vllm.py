@@ -191,8 +191,9 @@ class VllmEngine:
 
     async def _next(self, stream: AsyncGenerator[Any, None]) -> Any:
         """Its next result, None at its end. vLLM 0.32 leaves a request waiting for ever whose engine dies before it has been taken in."""
+        patience = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as patience:
+            async with patience:
                 self._waiting.add(patience)
                 if self._next_look is None:
                     self._next_look = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)

@@ -30,7 +30,7 @@ from typing import Any, Self
 import numpy as np
 
 import rbft
-from rbft.errors import DecoderCrashError, VideoError, VideoMemoryError, VideoTimeoutError, error_from_code
+from rbft.errors import DecoderCrashError, DecoderStartError, VideoError, VideoMemoryError, VideoTimeoutError, error_from_code
 from rbft.records import Clip, VideoSpec
 from rbft.storage import local_copy
 from rbft.video.child import LENGTH
@@ -81,7 +81,7 @@ class DecodePool:
         """The clip of the video at `uri` (a path or a URI of any pyarrow filesystem), as `rbft.video.decode.decode` defines it.
 
         Waits for its turn first; the deadline counts from there. Raises a `VideoError`, the most specific one: also
-        `VideoTimeoutError`, `VideoMemoryError` and `DecoderCrashError`.
+        `VideoTimeoutError`, `VideoMemoryError`, `DecoderCrashError` and, where no decoder starts, `DecoderStartError`.
         """
         return self._threads.submit(self._decode, uri, spec, start_s, end_s).result()
 
@@ -163,7 +163,10 @@ class _Child:
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, "-P", "-m", "rbft.video.child", str(os.getpid()), str(memory_limit_bytes)]
         self._memory_limit_bytes = memory_limit_bytes
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0)
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0)
+        except OSError as error:  # too many processes or files, no memory
+            raise DecoderStartError(f"the decoder process cannot start ({error.strerror}); free what it lacks") from None
         assert self._process.stdout is not None
         with suppress(PermissionError):  # a user with many pipes gets no more memory for them, and goes on with small ones
             fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -191,12 +194,12 @@ class _Child:
             pipe.close()
 
     def wait_until_ready(self) -> None:
-        """Raise `DecoderCrashError` if the child cannot start: the installation is at fault, not a video."""
+        """Raise `DecoderStartError` if the child cannot start: the installation is at fault, not a video."""
         try:
             ready = self._read_message(time.monotonic() + _START_TIMEOUT_S)
         except (TimeoutError, EOFError, ValueError) as error:
             self.kill()
-            raise DecoderCrashError(f"the decoder process cannot start ({error}); its stderr says why, `rbft doctor` may too") from None
+            raise DecoderStartError(f"the decoder process cannot start ({error}); its stderr says why, `rbft doctor` may too") from None
         if ready.get("unconfined"):
             logger.warning("decoder processes may open sockets: %s", ready["unconfined"])
 

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from miniature.world import sample_world
 from miniature.write import write_world
+from serve.problems import MEDIA_TYPE
 
 NUM_TRAIN, NUM_TEST = 48, 24
 
@@ -184,6 +186,15 @@ def answers(url: str, token: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def check_refusals(responses: Sequence[httpx.Response]) -> None:
+    """Whoever is to come again is told so by a problem with its code, of the service or of Serve's proxy."""
+    for response in responses:
+        if response.status_code == 503:
+            assert response.headers["content-type"] == MEDIA_TYPE, response.text
+            assert response.json()["code"] in ("overloaded", "engine_gone"), response.text
+            assert int(response.headers["retry-after"]) > 0
 
 
 def free_port() -> int:

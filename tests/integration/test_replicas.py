@@ -26,7 +26,9 @@ from rbft.config import RunConfig, load_config
 from serve.__main__ import free_port
 from serve.clips import keeper_of
 from serve.deployment import APPLICATION, make_application
+from serve.problems import MEDIA_TYPE
 from serve.proxy import PROXY_SETTING
+from tests.integration.conftest import check_refusals
 from tests.serve.samples import write_clip
 from tests.serve.scripted import ScriptedClassifier
 
@@ -76,6 +78,13 @@ def deploy(repository: Path, url: str) -> Callable[..., RunConfig]:
         return config
 
     return run
+
+
+def test_what_serves_proxy_answers_by_itself_tells_strangers_nothing(deploy: Callable[..., RunConfig], url: str) -> None:
+    deploy("a")
+    routes = httpx.get(f"{url}/-/routes")
+    assert (routes.status_code, routes.headers["content-type"], routes.json()["code"]) == (404, MEDIA_TYPE, "request")
+    assert httpx.get(f"{url}/-/healthz").status_code == 200
 
 
 def kill(replica: str = "") -> None:
@@ -159,7 +168,7 @@ def test_more_than_there_is_room_for_are_told_to_come_again_and_then_answered(
     responses = asyncio.run(flood())
     by_status = Counter(response.status_code for response in responses)
     assert set(by_status) == {200, 503}
-    assert all(int(response.headers["retry-after"]) > 0 for response in responses if response.status_code == 503)
+    check_refusals(responses)
     assert httpx.post(f"{url}/v1/classify", files={"video": video}).status_code == 200
 
 
@@ -184,7 +193,7 @@ def test_when_the_only_replica_dies_all_are_told_to_come_again_until_there_is_an
             assert time.monotonic() < deadline
             responses.append(ask())
     assert {response.status_code for response in responses} == {200, 503}
-    assert all(int(response.headers["retry-after"]) > 0 for response in responses if response.status_code == 503)
+    check_refusals(responses)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +16,27 @@ import httpx
 import psutil
 import pytest
 
+from tests.integration.conftest import check_refusals
 from tests.integration.test_serve import served, without_cluster
 from tests.serve.samples import write_clip
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+
+REFUSED_WITHIN_S = 3.0
+"""From a kill to the first refusal, and from a question to its refusal."""
+SLACK_S = 30.0
+"""Beside an engine's start, until answers are right again."""
+
+
+@dataclass
+class Served:
+    """A service that runs, and a video to ask about."""
+
+    process: psutil.Process
+    url: str
+    video: bytes
+    start_s: float
+    """From its start until it was ready, which is an engine's start and a little more."""
 
 
 @dataclass
@@ -36,20 +54,30 @@ class Load:
         self.responses.append((time.monotonic(), response))
         return response
 
-    def run(self) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self.is_over.clear()
+        with ThreadPoolExecutor(4) as threads:
+            clients = [threads.submit(self._run) for _ in range(4)]
+            try:
+                yield
+            finally:
+                self.is_over.set()
+            for client in clients:
+                client.result()
+
+    def _run(self) -> None:
         while not self.is_over.is_set():
             if self.ask().status_code != 200:
                 time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
-def service(
-    repository: Path, miniature_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[psutil.Process, str, bytes]]:
-    """Its process, its address, and a video to ask about."""
+def service(repository: Path, miniature_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     video = write_clip(tmp_path_factory.mktemp("clips") / "square.mp4", seconds=8).read_bytes()
+    started = time.monotonic()
     with served(repository, miniature_model, without_cluster()) as (process, client):
-        yield psutil.Process(process.pid), client.url, video
+        yield Served(psutil.Process(process.pid), client.url, video, time.monotonic() - started)
 
 
 def kill_one(service: psutil.Process, mark: str) -> None:
@@ -58,55 +86,45 @@ def kill_one(service: psutil.Process, mark: str) -> None:
 
 @pytest.mark.parametrize("mark", ["VLLM::EngineCore", "ray::ServeReplica:rbft:classifier"], ids=["engine", "replica"])
 def test_a_killed_part_costs_503_for_a_while_and_no_wrong_answer(
-    service: tuple[psutil.Process, str, bytes], mark: str, record_property: Callable[[str, object], None]
+    service: Served, mark: str, record_property: Callable[[str, object], None]
 ) -> None:
-    process, url, video = service
-    load = Load(url, video)
+    load = Load(service.url, service.video)
     right = load.ask().json()["probabilities"]
-    with ThreadPoolExecutor(4) as threads:
-        clients = [threads.submit(load.run) for _ in range(4)]
-        try:
-            _wait(lambda: len(load.responses) > 8)
-            kill_one(process, mark)
-            killed = time.monotonic()
-            _wait(lambda: any(response.status_code == 503 for _, response in load.responses))
-            _wait(lambda: [response.status_code for _, response in load.responses[-8:]] == [200] * 8)
-        finally:
-            load.is_over.set()
-        for client in clients:
-            client.result()
-    refused = [(at - killed, response) for at, response in load.responses if response.status_code != 200]
-    record_property("seconds from the kill to the first and the last 503", [refused[0][0], refused[-1][0]])
-    record_property("slowest refusal (s)", max(response.elapsed.total_seconds() for _, response in refused))
+    with load.running():
+        _wait(lambda: len(load.responses) > 8)
+        kill_one(service.process, mark)
+        killed = time.monotonic()
+        _wait(lambda: any(response.status_code == 503 for _, response in load.responses))
+        _wait(lambda: [response.status_code for _, response in load.responses[-8:]] == [200] * 8, service.start_s + SLACK_S + 60)
     for _, response in load.responses:
         assert response.status_code in (200, 503), response.text
         if response.status_code == 200:
             assert response.json()["probabilities"] == pytest.approx(right, abs=2e-3)
-        else:
-            assert int(response.headers["retry-after"]) > 0
+    check_refusals([response for _, response in load.responses])
+    refused = [(at - killed, response) for at, response in load.responses if response.status_code != 200]
+    slowest_s = max(response.elapsed.total_seconds() for _, response in refused)
+    right_again_s = min(at - killed for at, response in load.responses if response.status_code == 200 and at - killed > refused[-1][0])
+    record_property(
+        "seconds from the kill to the first 503, the last 503 and the next answer", [refused[0][0], refused[-1][0], right_again_s]
+    )
+    record_property("slowest refusal (s)", slowest_s)
+    record_property("start of the service (s)", service.start_s)
+    assert refused[0][0] < REFUSED_WITHIN_S and slowest_s < REFUSED_WITHIN_S
+    assert right_again_s < service.start_s + SLACK_S
 
 
-def test_a_killed_decoder_costs_its_own_videos_and_no_others(service: tuple[psutil.Process, str, bytes]) -> None:
-    process, url, video = service
-    load = Load(url, video)
+def test_a_killed_decoder_costs_nobody_an_answer(service: Served) -> None:
+    load = Load(service.url, service.video)
     right = load.ask().json()["probabilities"]
-    with ThreadPoolExecutor(4) as threads:
-        clients = [threads.submit(load.run) for _ in range(4)]
-        try:
-            for _ in range(5):
-                kill_one(process, "rbft.video.child")
-                before = len(load.responses)
-                _wait(lambda before=before: len(load.responses) > before + 8)  # type: ignore[misc]
-        finally:
-            load.is_over.set()
-        for client in clients:
-            client.result()
+    for _ in range(5):
+        before = len(load.responses)
+        with load.running():  # which ends before the next kill, so that no video loses both of its decoders
+            _wait(lambda before=before: len(load.responses) > before + 4)  # type: ignore[misc]
+            kill_one(service.process, "rbft.video.child")
+            _wait(lambda before=before: len(load.responses) > before + 12)  # type: ignore[misc]
+    assert [response.status_code for _, response in load.responses] == [200] * len(load.responses)
     for _, response in load.responses:
-        if response.status_code == 200:
-            assert response.json()["probabilities"] == pytest.approx(right, abs=2e-3)
-        else:
-            assert (response.status_code, response.json()["code"]) == (422, "decoder_crash")
-    assert load.ask().status_code == 200
+        assert response.json()["probabilities"] == pytest.approx(right, abs=2e-3)
 
 
 def _wait(condition: Callable[[], bool], timeout_s: float = 300) -> None:

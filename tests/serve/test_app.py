@@ -1,6 +1,7 @@
 """The routes around a classifier that does as it is told: what reaches it, what comes back, what every mishap looks like."""
 
 import asyncio
+import resource
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from rbft import errors
 from rbft.api import AttentionAnswer, BatchAnswer, ClassifyAnswer, FramesAnswer, Problem, RationaleAnswer, TaskAnswer
 from rbft.config import ServeConfig
 from rbft.keys import add_key
+from rbft.records import Clip
 from serve.app import MAX_CONTEXT_CHARACTERS, build_app
 from serve.problems import MEDIA_TYPE, status_of
 from tests.serve.samples import SPEC, TASK
@@ -68,6 +70,7 @@ def test_an_upload_is_gone_after_the_answer_and_never_has_the_clients_name(
         (errors.VideoTimeoutError, 422),
         (errors.VideoMemoryError, 422),
         (errors.DecoderCrashError, 422),
+        (errors.DecoderStartError, 503),
         (errors.EngineError, 422),
         (errors.EngineGoneError, 503),
         (errors.OverloadedError, 503),
@@ -125,6 +128,54 @@ def test_a_body_of_unknown_length_is_counted_while_it_is_read(num_bytes: int, st
     assert response.status_code == status
     if status == 413:
         _problem(response, 413, "upload_too_large")
+
+
+def test_bodies_of_all_requests_together_have_an_end_and_room_again_after_an_answer() -> None:
+    async def scenario() -> list[httpx.Response]:
+        gate = asyncio.Event()
+        classifier = ScriptedClassifier(lambda: _wait(gate))
+        headers = {"content-type": "multipart/form-data; boundary=cut"}
+        async with client_of(classifier, max_upload_bytes=9_000, max_bytes_in_flight=9_000) as client:
+            first = asyncio.create_task(client.post("/v1/classify", files={"video": b"x" * 6_000}))
+            while not classifier.paths:
+                await asyncio.sleep(0.01)
+            declared = await client.post("/v1/classify", files={"video": b"x" * 6_000})
+            counted = await client.post("/v1/classify", content=_in_pieces(6_000), headers=headers)
+            small = asyncio.create_task(client.post("/v1/classify", files={"video": b"x" * 1_000}))
+            while len(classifier.paths) < 2:
+                await asyncio.sleep(0.01)
+            gate.set()
+            answered = [await first, await small]
+            return [declared, counted, *answered, await client.post("/v1/classify", content=_in_pieces(6_000), headers=headers)]
+
+    declared, counted, *answered = asyncio.run(scenario())
+    for refused in (declared, counted):
+        _problem(refused, 503, "overloaded")
+        assert int(refused.headers["retry-after"]) > 0 and refused.headers["connection"] == "close"
+    assert [response.status_code for response in answered] == [200] * 3
+
+
+def test_a_body_that_could_never_have_room_is_a_mistake_in_the_configuration() -> None:
+    with pytest.raises(ValueError, match="max_bytes_in_flight 9"):
+        ServeConfig(max_upload_bytes=10, max_bytes_in_flight=9)
+
+
+def test_where_the_disk_takes_no_more_the_client_is_told_to_come_again_and_the_log_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    try:
+        _problem(request(ScriptedClassifier(), "POST", "/v1/classify", files={"video": b"x" * 5_000_000}), 503, "overloaded")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "errno=EFBIG" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", "/nowhere")
+        response = request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP)
+    assert "/nowhere" not in _problem(response, 503, "overloaded").detail and int(response.headers["retry-after"]) > 0
+    assert "errno=ENOENT" in caplog.text
+    assert request(ScriptedClassifier(), "POST", "/v1/classify", files=CLIP).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -198,10 +249,44 @@ def test_a_request_that_takes_too_long_is_cancelled_and_frees_its_place() -> Non
     assert next_one.status_code == 200
 
 
-def test_the_service_is_alive_but_not_ready_when_its_engine_is_gone() -> None:
-    broken = ScriptedClassifier(raising(errors.EngineGoneError("the engine died")))
-    assert request(broken, "GET", "/healthz").status_code == 200
-    _problem(request(broken, "GET", "/readyz"), 503, "engine_gone")
+def test_a_refusal_tells_how_long_each_phase_took_that_it_came_to() -> None:
+    class Silent(ScriptedClassifier):
+        async def classify(self, clip: Clip, context: str | None, threshold: float | None) -> ClassifyAnswer:
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    def phases_ms(response: httpx.Response) -> dict[str, float]:
+        told = (phase.split(";dur=") for phase in response.headers["server-timing"].split(", "))
+        return {name: float(duration) for name, duration in told}
+
+    late = request(Silent(), "POST", "/v1/classify", {"request_timeout_s": 0.3}, files=CLIP)
+    _problem(late, 504, "request_timeout")
+    assert phases_ms(late).keys() == {"total", "receive", "queue", "decode", "engine"}
+    assert phases_ms(late)["total"] >= phases_ms(late)["engine"] > 200
+    broken = request(ScriptedClassifier(raising(errors.VideoDecodeError("cut short"))), "POST", "/v1/classify", files=CLIP)
+    assert phases_ms(broken).keys() == {"total", "receive", "queue", "decode"}
+
+    async def waiting_too_long() -> httpx.Response:
+        app = build_app(ScriptedClassifier(), ServeConfig(request_timeout_s=0.3), 1, 1)
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client, app.state.service._classifying.turn():
+            return await client.post("/v1/classify", files=CLIP)
+
+    waiting = asyncio.run(waiting_too_long())
+    assert phases_ms(waiting).keys() == {"total", "receive", "queue"} and phases_ms(waiting)["queue"] > 200
+
+
+def test_the_service_is_alive_but_not_ready_when_its_engine_is_gone_and_only_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    app = build_app(broken := ScriptedClassifier(), ServeConfig(), 1, 1)
+
+    async def scenario() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            ready = await client.get("/readyz")
+            broken.act = raising(errors.EngineGoneError("died in /home/of/somebody"))
+            return [ready, await client.get("/healthz"), await client.get("/readyz")]
+
+    ready, alive, gone = asyncio.run(scenario())
+    assert ready.status_code == alive.status_code == 200
+    assert "somebody" not in _problem(gone, 503, "engine_gone").detail and "/home/of/somebody" in caplog.text
     assert request(ScriptedClassifier(), "GET", "/readyz").json() == {"status": "ok"}
 
 

@@ -1,15 +1,20 @@
 """What is answered from the engine's likelihoods: by the likeliest label, by a calibration, by the request's threshold."""
 
 import asyncio
+import errno
 import math
+import os
+import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from rbft.api import ClassifyAnswer, ModelVersion, RationaleAnswer
 from rbft.engines.base import Answer, Generated, Sampling
+from rbft.errors import DecoderCrashError
 from rbft.evaluation.calibration import Calibration, apply_calibration
 from rbft.records import Clip, Prediction
 from rbft.task import Message, Task
@@ -47,9 +52,11 @@ class SayingEngine:
     def close(self) -> None: ...
 
 
-def _classifier(calibration: Calibration | None = None, texts: Sequence[str] = ("",), task: Task = TASK) -> VideoClassifier:
+def _classifier(
+    calibration: Calibration | None = None, texts: Sequence[str] = ("",), task: Task = TASK, decoders: DecodePool | None = None
+) -> VideoClassifier:
     model = ServedModel(Path(), ModelVersion(name="m", fingerprint="f"), task, SPEC, {}, calibration)
-    return VideoClassifier(SayingEngine(texts), DecodePool(1), model, Sampling(8))
+    return VideoClassifier(SayingEngine(texts), decoders or DecodePool(1), model, Sampling(8))
 
 
 def _classified(calibration: Calibration | None = None, threshold: float | None = None) -> ClassifyAnswer:
@@ -113,3 +120,49 @@ def test_a_rationale_is_held_against_the_label_that_was_answered() -> None:
     for label, agrees in [("abnormal", False), ("normal", True)]:
         *_, answer = _explained(["Scene: a room, nothing unusual"], label, concerned)
         assert isinstance(answer, RationaleAnswer) and answer.gates["agrees_with_label"] == agrees
+
+
+async def _looked(killed: Path, then: Path) -> Clip:
+    """What `look` gives of the FIFO `killed`, whose decoder is killed when it has opened it; `then` lies in its place by that time."""
+    with DecodePool(1, 60.0) as decoders:
+        classifier = _classifier(decoders=decoders)
+        others = set(psutil.Process().children())
+        look = asyncio.ensure_future(classifier.look(killed))
+        for after in (then, None):
+            try:
+                writer = await asyncio.to_thread(_once_read, killed)
+            except FileExistsError:  # a file, and no FIFO any more: it can be decoded
+                break
+            if after is not None:
+                os.replace(after, killed)
+            (child,) = set(psutil.Process().children()) - others
+            child.kill()
+            os.close(writer)
+        return await look
+
+
+def _once_read(path: Path) -> int:
+    """The end to write to, of a FIFO that somebody reads."""
+    deadline = time.monotonic() + 60
+    while True:
+        if not path.is_fifo():
+            raise FileExistsError(path)
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def test_a_video_whose_decoder_was_killed_is_decoded_once_more(tmp_path: Path, clip_path: Path) -> None:
+    os.mkfifo(tmp_path / "video")
+    (tmp_path / "sound").write_bytes(clip_path.read_bytes())
+    assert asyncio.run(_looked(tmp_path / "video", tmp_path / "sound")).num_frames == 4
+
+
+def test_a_video_that_kills_two_decoders_is_refused(tmp_path: Path) -> None:
+    for name in ("video", "again"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(DecoderCrashError, match="SIGKILL"):
+        asyncio.run(_looked(tmp_path / "video", tmp_path / "again"))

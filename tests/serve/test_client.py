@@ -65,7 +65,8 @@ def clip(tmp_path: Path) -> Path:
 
 def test_a_busy_service_is_asked_again_when_it_says_and_with_the_whole_video(clip: Path) -> None:
     busy = _problem(503, "overloaded", **{"Retry-After": "1"})
-    with _answering(busy, busy, _answer) as (url, asked), Client(url) as client:
+    limited = Response("slow down", 429, {"Retry-After": "1"})  # of a proxy in front of it
+    with _answering(busy, limited, _answer) as (url, asked), Client(url) as client:
         assert client.classify(clip, "doorbell") == CLASSIFIED
     assert [request["fields"] for request in asked] == [{"context": "doorbell", "video": b"some bytes"}] * 3
     gaps = [later["at"] - earlier["at"] for earlier, later in pairwise(asked)]

@@ -26,7 +26,7 @@ def _refusals() -> list[type[errors.RBFTError]]:
     """What a request can be refused with: errors about one video, of the engine that serves, and of the service."""
     never = {errors.VideoError, errors.VideoMissingError, errors.VideoTrimError}  # an upload is there, and is not trimmed
     about_videos = [error for error in errors.VideoError.__subclasses__() if error not in never]
-    return [*about_videos, errors.EngineError, errors.EngineGoneError, *errors.ServiceError.__subclasses__()]
+    return [*about_videos, errors.DecoderStartError, errors.EngineError, errors.EngineGoneError, *errors.ServiceError.__subclasses__()]
 
 
 def test_every_route_and_every_setting_that_the_documents_name_exists(repository: Path) -> None:

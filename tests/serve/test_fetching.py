@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import resource
 import ssl
 import tempfile
 import time
@@ -215,6 +216,23 @@ def test_proxies_of_the_environment_are_not_asked(clips: Host, monkeypatch: pyte
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert _fetch(_fetcher(clips), _url(clips, "/good")) == CONTENT
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_disk_that_takes_no_more_is_not_the_hosts_fault(
+    clips: Host, folder: Path, is_stored: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    fetcher = Fetcher(UrlsConfig(storage=(f"file://{folder}/",)), 15_000) if is_stored else _fetcher(clips)
+    url = f"file://{folder}/a.mp4" if is_stored else _url(clips, "/good")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, hard))
+    try:
+        with pytest.raises(errors.OverloadedError, match="no room"):
+            _fetch(fetcher, url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "errno=EFBIG" in caplog.text
+    assert _fetch(fetcher, url) == CONTENT
 
 
 @pytest.fixture

@@ -113,6 +113,23 @@ def test_without_keys_another_sites_page_is_refused_and_ours_is_not() -> None:
     assert [status(site) for site in ("same-origin", "none", "same-site", "cross-site", "new-kind")] == [200, 200, 403, 403, 403]
 
 
+def test_without_keys_a_browser_that_tells_only_the_origin_of_another_page_is_refused() -> None:
+    def status(origin: str, host: str) -> int:
+        headers = {"Origin": origin, "Host": host}
+        return request(ScriptedClassifier(), "POST", "/v1/classify", headers=headers, files={"video": b"some bytes"}).status_code
+
+    hosts = ("127.0.0.1:8000", "localhost", "[::1]:8000")
+    assert [status(f"http://{host}", host) for host in hosts] == [200] * 3
+    assert status("http://LocalHost:8000", "localhost:8000") == 200
+    elsewhere = ["https://evil.example", "http://127.0.0.1:8001", "http://127.0.0.1", "http://localhost:8000", "null", ""]
+    assert [status(origin, "127.0.0.1:8000") for origin in elsewhere] == [403] * 6
+
+
+def test_with_keys_a_page_of_another_origin_may_ask_if_it_has_one(keys: Path) -> None:
+    headers = {"Authorization": f"Bearer {add_key(keys, 'a')}", "Origin": "https://app.example"}
+    assert request(ScriptedClassifier(), "GET", "/v1/task", {"keys": str(keys)}, headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "video.example"])
 def test_others_can_reach_it_only_with_keys(repository: Path, host: str) -> None:
     recipe = repository / "configs" / "miniature.yaml"

@@ -25,7 +25,7 @@ from serve.model import ServedModel
 from serve.problems import MEDIA_TYPE
 from tests.serve.conftest import listening
 from tests.serve.hostile import hostile_files
-from tests.serve.samples import SPEC, TASK
+from tests.serve.samples import SPEC, TASK, write_other
 from tests.serve.scripted import ScriptedClassifier, client_of, request, scope_of
 
 CONFIG = ServeConfig()
@@ -90,14 +90,27 @@ def test_every_hostile_file_gets_its_code(classifier: VideoClassifier, clip_path
     assert _refused(classifier, {"good": clip_path.read_bytes()}) == {"good": "ok"}, "the next good one is answered"
 
 
-@pytest.mark.slow
-def test_real_files_of_others_are_answered_or_refused_as_documented(classifier: VideoClassifier) -> None:
-    folder = next((found for parent in Path(__file__).resolve().parents if (found := parent / "shared" / "media").is_dir()), None)
-    if folder is None:  # they are too large for the repository, and beside it only where somebody has put them
-        return
-    with (folder / "manifest.csv").open() as table:
-        rows = list(csv.DictReader(table))
-    codes = _refused(classifier, {row["file"]: (folder / row["suite"] / row["file"]).read_bytes() for row in rows})
+def _media() -> list[Path]:
+    """The folder of real files, which are too large for the repository, where somebody has put it beside it."""
+    return [found for parent in Path(__file__).resolve().parents if (found := parent / "shared" / "media").is_dir()][:1]
+
+
+def _drawn(folder: Path) -> list[dict[str, str]]:
+    """As the manifest of the real files has them."""
+    kinds = [write_other(folder / name) for name in ("a.mp4", "a.mkv", "a.mov", "a.webm", "a.avi", "a.mpg")]
+    (folder / "words.mp4").write_text("these are words, not pictures")
+    expected = dict.fromkeys((path.name for path in kinds), "frames") | {"words.mp4": "no_video"}
+    return [{"file": name, "suite": ".", "expected": what} for name, what in expected.items()]
+
+
+@pytest.mark.parametrize("media", [None, *(pytest.param(found, marks=pytest.mark.slow, id="real") for found in _media())])
+def test_files_of_many_kinds_are_answered_or_refused_as_documented(classifier: VideoClassifier, media: Path | None, tmp_path: Path) -> None:
+    if media is None:
+        rows = _drawn(tmp_path)
+    else:
+        with (media / "manifest.csv").open() as table:
+            rows = list(csv.DictReader(table))
+    codes = _refused(classifier, {row["file"]: ((media or tmp_path) / row["suite"] / row["file"]).read_bytes() for row in rows})
     sound = [row["file"] for row in rows if row["expected"] == "frames"]
     assert sum(codes[name] == "ok" for name in sound) > 0.9 * len(sound)
     assert all(codes[row["file"]] != "ok" for row in rows if row["expected"] == "no_video")

@@ -240,7 +240,7 @@ def test_an_adapter_is_merged_for_as_long_as_it_is_served(
     folder = tmp_path / "adapter"
     folder.mkdir()
     base = trained_folder if is_base_where_it_was else tmp_path / "gone"
-    save_adapter(model, weights, str(base), folder, make_card(STAGE_1_TASK, SPEC, {}))
+    save_adapter(model, weights, str(base), folder, make_card(STAGE_1_TASK, SPEC, {}), readme="")
     artifacts.publish(folder, str(folder), "5555", {"base": artifacts.model_fingerprint(trained_folder)})
     with ExitStack() as stack:
         classifier, (first, second) = opened(serving(made, rationale_model=str(folder)), stack)

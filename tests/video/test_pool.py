@@ -22,6 +22,7 @@ import pytest
 
 from rbft.errors import (
     DecoderCrashError,
+    DecoderStartError,
     VideoError,
     VideoFormatError,
     VideoMemoryError,
@@ -163,6 +164,16 @@ def test_a_killed_child_becomes_decoder_crash_error_for_that_video_alone(hanging
         with pytest.raises(DecoderCrashError, match=r"hanging\.mp4: its decoder process died \(SIGSEGV\)"):
             crash.result()
         os.close(writer)
+        assert pool.decode(plain, SPEC).num_frames == 8
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/nowhere"])
+def test_a_child_that_cannot_start_is_told_apart_from_a_video_that_kills_its_own(program, plain, monkeypatch):
+    with DecodePool(num_workers=1, timeout_s=60) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", program)
+            with pytest.raises(DecoderStartError):
+                pool.decode(plain, SPEC)
         assert pool.decode(plain, SPEC).num_frames == 8
 
 
