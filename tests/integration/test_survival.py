@@ -107,7 +107,7 @@ def test_a_video_that_kills_engines_becomes_an_error_row_and_no_other_is_lost(jo
 @pytest.mark.slow
 def test_an_actor_that_is_killed_costs_nothing_but_time(jobs: Jobs, ray_cluster: RayCluster, finished_run: Path) -> None:
     run = jobs.run_dir("actor-killed")
-    job = jobs.start("generate", "actor-killed")
+    job = jobs.start("generate", "actor-killed", "engine.max_num_seqs=1", "engine.rows_per_block=8")  # so that there is time to kill
     wait_for(lambda: bool(list(run.glob("rationales/*/parts/*.parquet"))), job)
     (core, *_) = engine_cores(ray_cluster)
     actor = core.parent()
