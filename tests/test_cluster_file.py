@@ -11,6 +11,8 @@ from jsonschema import ValidationError
 from ray.autoscaler._private.aws.config import _configure_from_network_interfaces
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from ray_jobs.working_tree import JUNK, SECRETS
+
 
 @pytest.fixture
 def cluster(repository: Path) -> dict[str, Any]:
@@ -93,6 +95,10 @@ def test_every_ray_process_wants_the_token_that_every_node_gets(cluster: dict[st
     assert all("RAY_AUTH_MODE=token" in line.split("ray start")[0] for line in (head, worker))
     # The dashboard takes jobs: it is reached through SSH (`ray dashboard`), not from the network.
     assert "--dashboard-host=127.0.0.1" in head
+
+
+def test_what_may_be_secret_or_is_nobodys_work_is_not_copied_to_nodes(cluster: dict[str, Any]) -> None:
+    assert set(cluster["rsync_exclude"]) == {*JUNK, *SECRETS} - {"auth_token"}  # that is copied, from the home folder
 
 
 def test_what_nodes_install_is_pinned(cluster: dict[str, Any]) -> None:
