@@ -55,7 +55,7 @@ def local_model(path: str, fingerprint: str | None = None) -> Path:
     if not is_remote(path):
         folder = storage.local_path(path) if "://" in path else Path(path)
         if fingerprint is not None and folder.is_dir():
-            _require(path, artifacts.model_fingerprint(folder), fingerprint)
+            require_fingerprint(path, artifacts.model_fingerprint(folder), fingerprint)
         return folder
     place = _cache() / artifacts.fingerprint([path])
     if not (place / "FETCHED.json").is_file():
@@ -63,7 +63,7 @@ def local_model(path: str, fingerprint: str | None = None) -> Path:
             if not (place / "FETCHED.json").is_file():  # nobody has fetched it meanwhile
                 _fetch(path, place, fingerprint)
     if fingerprint is not None:
-        _require(path, json.loads((place / "FETCHED.json").read_text())["fingerprint"], fingerprint)
+        require_fingerprint(path, json.loads((place / "FETCHED.json").read_text())["fingerprint"], fingerprint)
     return place / "model"
 
 
@@ -101,7 +101,7 @@ def _fetch(path: str, place: Path, fingerprint: str | None) -> None:
             artifacts.verify(model, [name for name in artifacts.read_marker(str(model))["parts"] if _is_wanted(name)])
         found = artifacts.model_fingerprint(model)
         if fingerprint is not None:
-            _require(path, found, fingerprint)
+            require_fingerprint(path, found, fingerprint)
         told: dict[str, Any] = {"from": storage.shown(path), "fingerprint": found, "files": artifacts.folder_hashes(model)}
         (scratch / "FETCHED.json").write_text(json.dumps(told, indent=2) + "\n")
         shutil.rmtree(place, ignore_errors=True)
@@ -153,6 +153,7 @@ def _fetch_from_hub(path: str, model: Path) -> None:
                 raise ModelError(f"{path}: {each.path} is not what the hub lists; fetch it again")
 
 
-def _require(path: str, found: str, wanted: str) -> None:
+def require_fingerprint(path: str, found: str, wanted: str) -> None:
+    """Raise `ModelError` if the model at `path`, whose fingerprint is `found`, is not the one that is `wanted`."""
     if found != wanted:
         raise ModelError(f"{storage.shown(path)}: its fingerprint is {found}, and model.fingerprint says {wanted}; it is another model")
