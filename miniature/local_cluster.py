@@ -78,8 +78,8 @@ class LocalCluster:
 
     def add_node(self, num_cpus: int, resources: str = "{}") -> subprocess.Popen[bytes]:
         """Returns when it has joined: two that join at once may want the same ports and names of sockets. Raises `TimeoutError`."""
-        # A folder of its own, as on a machine of its own: a node that is new to a job unpacks its working directory, and in a folder that all
-        # share it would remove the one in which the others, and the driver, are at work.
+        # A folder of its own, as on a machine of its own: a node that is new to a job unpacks its working directory, and in a folder that
+        # all share it would remove the one in which the others, and the driver, are at work.
         temp_dir = self._folder / f"node-{self._num_started}"
         node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}", f"--resources={resources}", temp_dir=temp_dir)
         self.nodes.append(node)

@@ -1,5 +1,6 @@
 """`cluster.yaml` by the cluster launcher's own validation, and by our rules: no open port, token authentication, pinned packages."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ def test_generation_is_on_spot_nodes_and_training_is_not(cluster: dict[str, Any]
     assert configs["generation"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in configs["training"]
     assert "InstanceMarketOptions" not in configs["head"]
+
+
+@pytest.mark.parametrize("document", ["README.md", "cluster.yaml", "docs/cluster.md"])
+def test_the_commands_to_copy_put_rationales_on_spot_nodes_and_training_on_others(
+    document: str, cluster: dict[str, Any], repository: Path
+) -> None:
+    told = set(re.findall(r"--set (engine|training)\.resources='\{(\w+): 1\}'", (repository / document).read_text()))
+    assert told == {("engine", "spot"), ("training", "on_demand")}
+    types = cluster["available_node_types"]
+    assert "spot" in types["generation"]["resources"] and "on_demand" in types["training"]["resources"]
 
 
 def test_a_training_node_has_one_efa_on_each_of_its_32_network_cards(cluster: dict[str, Any]) -> None:

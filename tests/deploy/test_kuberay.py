@@ -1,6 +1,7 @@
 """`deploy/kuberay/` by KubeRay's schemas, by Ray's own reading of a RayCluster and of a Serve configuration, and by our rules."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,13 @@ def test_there_is_a_rayjob_for_each_job_on_the_cluster_that_stays() -> None:
     jobs = {path.stem: documents(path)[0] for path in sorted((FOLDER / "jobs").glob("*.yaml"))}
     assert set(jobs) == {"generate", "train", "evaluate", "pipeline", "reproduce"}
     for name, job in jobs.items():
-        program, *arguments = job["spec"]["entrypoint"].split()
+        program, *arguments = shlex.split(job["spec"]["entrypoint"])
         assert program == "rbft" and arguments[0] == name
-        parser.parse_args(arguments)  # ends the process if the command is none of ours
+        parsed = parser.parse_args(arguments)  # ends the process if the command is none of ours
+        (config,) = [parsed.config] if isinstance(parsed.config, str) else parsed.config
+        run = load_config(CONFIGS / Path(config).name, parsed.overrides)
+        assert name == "train" or run.engine.resources == {"spot": 1}
+        assert name in ("generate", "evaluate") or run.training.resources == {"on_demand": 1}
         assert job["spec"]["clusterSelector"] == {"ray.io/cluster": "rbft"}
         assert job["metadata"]["generateName"] == f"rbft-{name}-"  # so that the same file can be submitted again
 
