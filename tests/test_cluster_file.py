@@ -13,6 +13,7 @@ from ray.autoscaler._private.aws.config import _configure_from_network_interface
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from ray_jobs.working_tree import JUNK, SECRETS
+from rbft.model_store import CACHE_VARIABLE
 
 
 @pytest.fixture
@@ -110,6 +111,12 @@ def test_every_ray_process_wants_the_token_that_every_node_gets(cluster: dict[st
 
 def test_what_may_be_secret_or_is_nobodys_work_is_not_copied_to_nodes(cluster: dict[str, Any]) -> None:
     assert set(cluster["rsync_exclude"]) == {*JUNK, *SECRETS} - {"auth_token"}  # that is copied, from the home folder
+
+
+def test_what_a_worker_fetches_lies_on_its_own_disks(cluster: dict[str, Any]) -> None:
+    _, worker = _starts(cluster)
+    for variable in (CACHE_VARIABLE, "TMPDIR"):
+        assert f" {variable}=/opt/dlami/nvme/rbft/" in worker.split("ray start")[0]
 
 
 def test_what_nodes_install_is_pinned(cluster: dict[str, Any]) -> None:
