@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,16 +230,18 @@ def driver_dies() -> float:
         return _submitted_again(cluster, lambda: None)
 
 
-def head_dies() -> float:
-    """The head is killed, and with it go the job and, without a Redis, the node. Both are started and the job is submitted again: seconds
-    until a row is new."""
-    with nodes([2]) as cluster:
+def head_dies(cpus: Sequence[int] = (2,)) -> float:
+    """The head is killed, and with it go the job and, without a Redis, the nodes, one for each of `cpus`. All are started, one after the
+    other, and the job is submitted again: seconds until a row is new."""
+    with nodes(cpus) as cluster:
 
         def lose_all() -> None:
             cluster.kill_head()
-            cluster.kill_node(cluster.nodes[0])
+            for node in list(cluster.nodes):
+                cluster.kill_node(node)
             cluster.start_head()
-            cluster.add_node(2)
+            for num_cpus in cpus:
+                cluster.add_node(num_cpus)
 
         return _submitted_again(cluster, lose_all)
 
@@ -257,7 +260,12 @@ def _submitted_again(cluster: LocalCluster, fail: Callable[[], None]) -> float:
             return float(again["at"]) - killed
 
 
-FAILURES: dict[str, Callable[[], float]] = {"node in generation": node_dies, "driver": driver_dies, "head": head_dies}
+FAILURES: dict[str, Callable[[], float]] = {
+    "node in generation": node_dies,
+    "driver": driver_dies,
+    "head": head_dies,
+    "head, two nodes to start": partial(head_dies, (1, 1)),
+}
 
 
 # What comes out
@@ -308,9 +316,9 @@ sixteen GPUs.
 {table(found)}
 
 Actors whose engines sleep: the start of an engine is to be added to each. A node that dies is replaced by another while the job goes on; a
-driver is killed and submitted again; with the head go the job and its node (with room for two actors), and all of them are started again.
-What is lost in training and serving, and by a cut link, is held by tests (`tests/integration/test_nodes.py`, `test_links.py`,
-`test_serve_survives.py`).
+driver is killed and submitted again; with the head go the job and its node with room for two actors, or its two nodes with room for one
+each, and all of them are started again, one after the other on this one machine: elsewhere nodes start side by side. What is lost in
+training and serving, and by a cut link, is held by tests (`tests/integration/test_nodes.py`, `test_links.py`, `test_serve_survives.py`).
 """
 
 

@@ -81,11 +81,12 @@ def run_inference(
             max_restarts=-1,
             max_task_retries=-1,
         )
-    actor = {"CPU": config.engine.num_cpus, "GPU": 0 if engine == "openai" else config.engine.num_gpus}
-    needs = f"{most} actors of {resources(actor)}, or some of them"
+    also = config.engine.resources
+    actor = {"CPU": config.engine.num_cpus, "GPU": 0 if engine == "openai" else config.engine.num_gpus, **also}
+    needs = f"{most} actors of {resources(actor, also)}, or some of them"
     try:
         remaining = RemainingVideos(config.name, sum(len(item.examples) for item in work))
-        with Waiting("engines", needs, free_resources) as waiting:
+        with Waiting("engines", needs, free_resources, also) as waiting:
             # Not `iter_rows`, which tells of a block when it has the next.
             for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 waiting.progressed()

@@ -44,9 +44,11 @@ def ensure_ray() -> None:
 
 
 def free_resources() -> dict[str, float]:
-    """What the cluster has left, by name; empty while its head does not answer."""
+    """What the cluster has left, by name; empty while its head does not answer, or before Ray is there."""
     import ray
 
+    if not ray.is_initialized():
+        return {}
     try:
         return dict(ray.available_resources())
     except (ray.exceptions.RayError, ConnectionError, RuntimeError):

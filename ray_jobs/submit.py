@@ -16,6 +16,7 @@ import socket
 import tempfile
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,7 @@ def hand_in(client: JobSubmissionClient, submission: Submission, archive: Path) 
                 f"{submission.config.run_dir}: job {live} works there ({job.status}); `rbft logs {live}` shows its log, `rbft stop {live}` "
                 "ends it. If the head was started anew, it may take a minute to know that a job went with the old one: submit again then"
             )
-    job_id = f"{submission.prefix}{len(before) + 1}"
+    job_id = f"{submission.prefix}{_next_number(submission.prefix, [str(job.submission_id) for job in before])}"
     metadata = {
         job_client.RUN_KEY: submission.config.run_dir,
         job_client.NAME_KEY: submission.config.name,
@@ -153,6 +154,12 @@ def hand_in(client: JobSubmissionClient, submission: Submission, archive: Path) 
 
     job_client.retried(hand_in_once, "the cluster takes no jobs", NO_AGENT)
     return job_id
+
+
+def _next_number(prefix: str, ids: Iterable[str]) -> int:
+    """One more than the highest of the run's jobs: `ray job delete` leaves gaps, and a number that is there cannot be given again."""
+    numbers = (id_.removeprefix(prefix) for id_ in ids)
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def show_jobs(arguments: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from ray_jobs.job_metrics import TrainingFailures, TrainingMetrics
 from ray_jobs.progress import SAY_EVERY_S, say
-from ray_jobs.ray_runtime import ensure_ray, reason
+from ray_jobs.ray_runtime import ensure_ray, free_resources, reason
 from ray_jobs.run import Run
+from ray_jobs.waiting import Waiting, resources
 from rbft import artifacts, storage
 from rbft.config import TrainingConfig
 from rbft.errors import JobError, TrainingError, TrainingStopped
@@ -31,6 +32,8 @@ MUCH_WAITING = 0.1
 class Spec(Protocol):
     """What is trained, as far as its driver must know."""
 
+    @property
+    def training(self) -> TrainingConfig: ...
     @property
     def name(self) -> str: ...
     @property
@@ -100,7 +103,7 @@ def _trainer(training: TrainingConfig, work: Work, given: dict[str, Any], name: 
             num_workers=(counts[0], counts[-1]) if is_elastic else training.num_workers,
             elastic_resize_monitor_interval_s=LOOK_EVERY_S,
             use_gpu=uses_gpu,
-            resources_per_worker={"CPU": training.num_cpus, **({"GPU": training.num_gpus} if uses_gpu else {}), **training.resources},
+            resources_per_worker=_per_worker(training),
         ),
         "run_config": ray.train.RunConfig(
             name=name,
@@ -115,17 +118,32 @@ def _trainer(training: TrainingConfig, work: Work, given: dict[str, Any], name: 
 def following(stages: Sequence[Planned]) -> Iterator[None]:
     """Say how far training is while the block runs, from the stages' own logs: they are on the disk that workers and driver share."""
     stop = threading.Event()
-    thread = threading.Thread(target=follow, args=(stages, stop), daemon=True, name="rbft-follow")
+    training = stages[0].spec.training
+    waiting = Waiting("train", _needs(training), free_resources, training.resources)
+    thread = threading.Thread(target=follow, args=(stages, stop, waiting.progressed), daemon=True, name="rbft-follow")
     thread.start()
     try:
-        yield
+        with waiting:
+            yield
     finally:
         stop.set()
         thread.join()
 
 
-def follow(stages: Sequence[Planned], stop: threading.Event) -> None:
-    """Say how far each of `stages` is, one after the other, until the last has ended or `stop` is set."""
+def _needs(training: TrainingConfig) -> str:
+    """What workers need to start, for a person."""
+    counts = training.worker_counts
+    wanted = f"{counts[0]} to {counts[-1]}" if training.min_workers is not None else str(training.num_workers)
+    return f"{wanted} workers of {resources(_per_worker(training), training.resources)}"
+
+
+def _per_worker(training: TrainingConfig) -> dict[str, float]:
+    gpu = {"GPU": training.num_gpus} if training.num_gpus > 0 else {}
+    return {"CPU": training.num_cpus, **gpu, **training.resources}
+
+
+def follow(stages: Sequence[Planned], stop: threading.Event, progressed: Callable[[], object] = lambda: None) -> None:
+    """Say how far each of `stages` is, one after the other, until the last has ended or `stop` is set; `progressed` is called at news."""
     import ray
 
     metrics: TrainingMetrics | None = None
@@ -141,6 +159,7 @@ def follow(stages: Sequence[Planned], stop: threading.Event) -> None:
                 metrics = metrics or TrainingMetrics()
                 metrics.tell(planned.run.config.name, planned.spec.name, line)
             if line is not None and line["step"] != said_step:
+                progressed()
                 is_end = line["step"] >= line["num_steps"] or "ended_early" in line
                 if is_end or time.monotonic() - said_s > SAY_EVERY_S:
                     said_s, said_step = time.monotonic(), line["step"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -18,9 +18,10 @@ FIRST_SAID_S = 60.0
 class Waiting:
     """A context manager around work that somebody else does; `progressed` whenever there is news of it."""
 
-    def __init__(self, step: str, needs: str, free: Callable[[], Mapping[str, float]]) -> None:
-        """`needs`: what the work needs to go on, for a person; `free`: what the cluster has left."""
-        self._step, self._needs, self._free = step, needs, free
+    def __init__(self, step: str, needs: str, free: Callable[[], Mapping[str, float]], also: Iterable[str] = ()) -> None:
+        """`needs`: what the work needs to go on, for a person; `free`: what the cluster has left; `also`: names of other resources than
+        CPUs and GPUs that it needs."""
+        self._step, self._needs, self._free, self._also = step, needs, free, tuple(also)
         self._since = time.monotonic()
         self._next_s = FIRST_SAID_S
         self._stop = threading.Event()
@@ -43,10 +44,11 @@ class Waiting:
             silence_s = time.monotonic() - self._since
             if silence_s >= self._next_s:
                 self._next_s = 2 * silence_s
-                free = resources(self._free())
+                free = resources(self._free(), self._also)
                 say(f"{self._step}: no news for {duration(silence_s)}; needed are {self._needs}; free on the cluster: {free}")
 
 
-def resources(amounts: Mapping[str, float]) -> str:
-    """ "8 CPU, 1 GPU": those that are asked for, in words."""
-    return ", ".join(f"{amounts.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if amounts.get(name) or name == "CPU")
+def resources(amounts: Mapping[str, float], also: Iterable[str] = ()) -> str:
+    """ "8 CPU, 1 GPU, 1 spot": those that are asked for, in words; those named in `also` even if there are none."""
+    said = ("CPU", *also)
+    return ", ".join(f"{amounts.get(name, 0.0):g} {name}" for name in ("CPU", "GPU", *also) if amounts.get(name) or name in said)

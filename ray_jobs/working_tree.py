@@ -1,7 +1,7 @@
 """What `rbft submit` sends to a cluster: the files of the working tree that are work, packed into one archive.
 
 In a git checkout those are the tracked files and the new ones that no .gitignore names; elsewhere, all that are not below a folder of
-`JUNK`. Videos and large files stay here: they belong on storage that every node sees.
+`JUNK`. Videos and large files stay here: they belong on storage that every node sees. So does whatever may be a secret (`SECRETS`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from rbft.errors import JobError
@@ -20,7 +21,10 @@ MAX_FILE_BYTES = 32 * MIB
 """A larger file is left out, and named."""
 MAX_BYTES = 200 * MIB
 """Of all files together. Ray takes 500 MiB, but keeps it in the head's memory and sends it to every node."""
-JUNK = frozenset({".git", ".venv", "venv", "runs", "build", "dist", "node_modules", "__pycache__"})
+JUNK = (".git", ".venv", "venv", "runs", "build", "dist", "node_modules", "__pycache__", "*_cache", ".hypothesis", "*.egg-info")
+"""Folders that are nobody's work. .gitignore, .dockerignore and cluster.yaml name them too, and `SECRETS`."""
+SECRETS = (".env*", "*.pem", "*.key", "keys*.txt", "auth_token", ".ray-token-*")
+"""Names of files, or of folders of such, that are sent nowhere, even if git tracks them."""
 VIDEOS = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp"})
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every file in the archive: the same files make the same archive, which Ray then need not be sent again."""
@@ -36,23 +40,31 @@ class WorkingTree:
     num_bytes: int
     left_out: tuple[str, ...]
     """Videos and large files, which a job may miss."""
+    secrets: tuple[str, ...] = ()
+    """Files that may be secret."""
 
     def describe(self) -> str:
-        """What is sent, for a person, on a line or two."""
-        line = f"{self.root}: {len(self.files)} files, {self.num_bytes / MIB:.1f} MiB"
-        if not self.left_out:
-            return line
-        some = ", ".join(self.left_out[:3]) + (", …" if len(self.left_out) > 3 else "")
-        return f"{line}\nleft out: {len(self.left_out)} videos or files over {MAX_FILE_BYTES // MIB} MiB ({some})"
+        """What is sent, for a person, on one to three lines."""
+        lines = [f"{self.root}: {len(self.files)} files, {self.num_bytes / MIB:.1f} MiB"]
+        for names, what in (
+            (self.left_out, f"videos or files over {MAX_FILE_BYTES // MIB} MiB"),
+            (self.secrets, "files that may be secret, by their names"),
+        ):
+            if names:
+                lines.append(f"left out: {len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})")
+        return "\n".join(lines)
 
 
 def read_working_tree(root: Path) -> WorkingTree:
     """What of the folder `root` is sent; raises `JobError` if that is too much."""
     root = root.resolve()
-    files, left_out, num_bytes = [], [], 0
+    files, left_out, secrets, num_bytes = [], [], [], 0
     for name in _from_git(root) or _walk(root):
         path = root / name
         if not path.is_file():  # deleted, or a link to a folder
+            continue
+        if any(_is_one_of(part, SECRETS) for part in Path(name).parts):
+            secrets.append(name)
             continue
         size = path.stat().st_size
         if size > MAX_FILE_BYTES or path.suffix.lower() in VIDEOS:
@@ -65,7 +77,7 @@ def read_working_tree(root: Path) -> WorkingTree:
                 f"{root}: more than {MAX_BYTES // MIB} MiB would be sent, most of it in {_largest_folder(root, files)}; name in .gitignore "
                 "what is not code, or run this in the folder that is"
             )
-    return WorkingTree(root, tuple(sorted(files)), num_bytes, tuple(sorted(left_out)))
+    return WorkingTree(root, tuple(sorted(files)), num_bytes, tuple(sorted(left_out)), tuple(sorted(secrets)))
 
 
 def pack(tree: WorkingTree, more: Mapping[str, str], archive: Path) -> None:
@@ -97,9 +109,13 @@ def _from_git(root: Path) -> list[str] | None:
 
 def _walk(root: Path) -> Iterator[str]:
     for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if name not in JUNK and not name.endswith(("_cache", ".egg-info")))
+        below[:] = sorted(name for name in below if not _is_one_of(name, JUNK))
         for name in sorted(names):
             yield os.path.relpath(os.path.join(folder, name), root)
+
+
+def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _largest_folder(root: Path, files: Iterable[str]) -> str:

@@ -18,7 +18,9 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,11 @@ _LOG = logging.getLogger(__name__)
 CACHE_VARIABLE = "RBFT_MODEL_CACHE"
 HUB = "hf://"
 _HUB_FORM = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
-_WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
-"""Of a repository: weights as safetensors and what goes with them. No pickle, and no code."""
+_WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md")
+"""Of a repository, or of a folder in a store: weights as safetensors and what goes with them, so that a folder which a run of ours made is
+whole. No pickle, and no code."""
+_NUM_AT_A_TIME = 8
+"""Files fetched from a store beside one another."""
 
 
 def is_remote(path: str) -> bool:
@@ -50,7 +55,7 @@ def local_model(path: str, fingerprint: str | None = None) -> Path:
     if not is_remote(path):
         folder = storage.local_path(path) if "://" in path else Path(path)
         if fingerprint is not None and folder.is_dir():
-            _require(path, artifacts.model_fingerprint(folder), fingerprint)
+            require_fingerprint(path, artifacts.model_fingerprint(folder), fingerprint)
         return folder
     place = _cache() / artifacts.fingerprint([path])
     if not (place / "FETCHED.json").is_file():
@@ -58,7 +63,7 @@ def local_model(path: str, fingerprint: str | None = None) -> Path:
             if not (place / "FETCHED.json").is_file():  # nobody has fetched it meanwhile
                 _fetch(path, place, fingerprint)
     if fingerprint is not None:
-        _require(path, json.loads((place / "FETCHED.json").read_text())["fingerprint"], fingerprint)
+        require_fingerprint(path, json.loads((place / "FETCHED.json").read_text())["fingerprint"], fingerprint)
     return place / "model"
 
 
@@ -93,10 +98,10 @@ def _fetch(path: str, place: Path, fingerprint: str | None) -> None:
         else:
             _fetch_from_store(path, model)
         if artifacts.is_complete(str(model)):  # made by a run of ours, which wrote down the hash of every file
-            artifacts.verify(model)
+            artifacts.verify(model, [name for name in artifacts.read_marker(str(model))["parts"] if _is_wanted(name)])
         found = artifacts.model_fingerprint(model)
         if fingerprint is not None:
-            _require(path, found, fingerprint)
+            require_fingerprint(path, found, fingerprint)
         told: dict[str, Any] = {"from": storage.shown(path), "fingerprint": found, "files": artifacts.folder_hashes(model)}
         (scratch / "FETCHED.json").write_text(json.dumps(told, indent=2) + "\n")
         shutil.rmtree(place, ignore_errors=True)
@@ -111,7 +116,19 @@ def _fetch_from_store(path: str, model: Path) -> None:
     where, folder = storage.filesystem(path)
     if where.get_file_info(folder).type != fs.FileType.Directory:
         raise ModelError(f"{storage.shown(path)}: no such folder; give the folder of a Hugging Face model (the one with config.json)")
-    storage.retried(fs.copy_files)(folder, str(model), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+    found = [os.path.relpath(info.path, folder) for info in storage.list_files(path, recursive=True)]
+
+    def copy(name: str) -> None:
+        to = model / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        storage.retried(fs.copy_files)(f"{folder}/{name}", str(to), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+
+    with ThreadPoolExecutor(_NUM_AT_A_TIME) as threads:
+        list(threads.map(copy, filter(_is_wanted, found)))
+
+
+def _is_wanted(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _WANTED)
 
 
 def _fetch_from_hub(path: str, model: Path) -> None:
@@ -120,14 +137,14 @@ def _fetch_from_hub(path: str, model: Path) -> None:
     if found is None:
         raise ModelError(f"{path}: give the commit too, hf://ORG/NAME@ and its 40 digits: a branch may be another model tomorrow")
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]  # of httpx, or of httpx2
     from huggingface_hub.hf_api import RepoFile
 
     name, revision = found.groups()
     try:
         listed = [each for each in HfApi().list_repo_tree(name, recursive=True, revision=revision) if isinstance(each, RepoFile)]
         snapshot_download(name, revision=revision, local_dir=model, allow_patterns=list(_WANTED))
-    except (HfHubHTTPError, OfflineModeIsEnabled) as error:
+    except (HTTPError, OfflineModeIsEnabled) as error:  # a connection that fails is no OSError there
         raise ModelError(f"{path}: cannot be fetched ({' '.join(str(error).split())[:400]})") from None
     shutil.rmtree(model / ".cache", ignore_errors=True)  # the hub client's notes on its downloads
     for each in listed:
@@ -136,6 +153,7 @@ def _fetch_from_hub(path: str, model: Path) -> None:
                 raise ModelError(f"{path}: {each.path} is not what the hub lists; fetch it again")
 
 
-def _require(path: str, found: str, wanted: str) -> None:
+def require_fingerprint(path: str, found: str, wanted: str) -> None:
+    """Raise `ModelError` if the model at `path`, whose fingerprint is `found`, is not the one that is `wanted`."""
     if found != wanted:
         raise ModelError(f"{storage.shown(path)}: its fingerprint is {found}, and model.fingerprint says {wanted}; it is another model")

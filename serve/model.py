@@ -19,7 +19,7 @@ from rbft.evaluation.calibration import Calibration, read_calibration
 from rbft.keys import read_keys
 from rbft.layout import RunLayout, Stage
 from rbft.model_folder import require_model_folder
-from rbft.model_store import on_this_node
+from rbft.model_store import on_this_node, require_fingerprint
 from rbft.models.export import ADAPTER_CONFIG, export_model
 from rbft.models.load import TASK_CARD, read_card, read_card_calibration
 from rbft.records import VideoSpec
@@ -128,10 +128,12 @@ def what_to_serve(config: RunConfig, folder: str | None) -> tuple[RunConfig, Mod
 
 
 def open_model(source: ModelSource, folder: Path, config: RunConfig) -> ServedModel:
-    """The model of `source`, whose local copy is `folder`; raises `ModelError`."""
+    """The model of `source`, whose local copy is `folder`; raises `ModelError`, also if `model.fingerprint` says that it is another one."""
     require_model_folder(folder)
     task, spec, lineage = _asked(source, folder, config)
     version = ModelVersion(name=source.name, fingerprint=artifacts.model_fingerprint(folder))
+    if config.model.fingerprint is not None and not source.has_card:  # of a trained model, training held its base against it
+        require_fingerprint(source.uri, version.fingerprint, config.model.fingerprint)
     calibration = source.calibration
     if calibration is None and source.has_card and (fields := read_card_calibration(folder)) is not None:
         calibration = Calibration.model_validate(fields)

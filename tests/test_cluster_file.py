@@ -1,5 +1,6 @@
 """`cluster.yaml` by the cluster launcher's own validation, and by our rules: no open port, token authentication, pinned packages."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from botocore.validate import ParamValidator
 from jsonschema import ValidationError
 from ray.autoscaler._private.aws.config import _configure_from_network_interfaces
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from ray_jobs.working_tree import JUNK, SECRETS
+from rbft.model_store import CACHE_VARIABLE
 
 
 @pytest.fixture
@@ -67,6 +71,16 @@ def test_generation_is_on_spot_nodes_and_training_is_not(cluster: dict[str, Any]
     assert "InstanceMarketOptions" not in configs["head"]
 
 
+@pytest.mark.parametrize("document", ["README.md", "cluster.yaml", "docs/cluster.md"])
+def test_the_commands_to_copy_put_rationales_on_spot_nodes_and_training_on_others(
+    document: str, cluster: dict[str, Any], repository: Path
+) -> None:
+    told = set(re.findall(r"--set (engine|training)\.resources='\{(\w+): 1\}'", (repository / document).read_text()))
+    assert told == {("engine", "spot"), ("training", "on_demand")}
+    types = cluster["available_node_types"]
+    assert "spot" in types["generation"]["resources"] and "on_demand" in types["training"]["resources"]
+
+
 def test_a_training_node_has_one_efa_on_each_of_its_32_network_cards(cluster: dict[str, Any]) -> None:
     interfaces = cluster["available_node_types"]["training"]["node_config"]["NetworkInterfaces"]
     assert [interface["NetworkCardIndex"] for interface in interfaces] == list(range(32))
@@ -93,6 +107,16 @@ def test_every_ray_process_wants_the_token_that_every_node_gets(cluster: dict[st
     assert all("RAY_AUTH_MODE=token" in line.split("ray start")[0] for line in (head, worker))
     # The dashboard takes jobs: it is reached through SSH (`ray dashboard`), not from the network.
     assert "--dashboard-host=127.0.0.1" in head
+
+
+def test_what_may_be_secret_or_is_nobodys_work_is_not_copied_to_nodes(cluster: dict[str, Any]) -> None:
+    assert set(cluster["rsync_exclude"]) == {*JUNK, *SECRETS} - {"auth_token"}  # that is copied, from the home folder
+
+
+def test_what_a_worker_fetches_lies_on_its_own_disks(cluster: dict[str, Any]) -> None:
+    _, worker = _starts(cluster)
+    for variable in (CACHE_VARIABLE, "TMPDIR"):
+        assert f" {variable}=/opt/dlami/nvme/rbft/" in worker.split("ray start")[0]
 
 
 def test_what_nodes_install_is_pinned(cluster: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rbft import artifacts
 from rbft.doctor import check_model_folder
 from rbft.errors import ModelError
 from rbft.model_folder import require_model_folder
@@ -41,7 +42,8 @@ def test_a_folder_that_transformers_saved_is_whole(whole: Path) -> None:
     found = require_model_folder(whole)
     assert (found.model_type, found.num_shards) == ("qwen2_5_vl", 1)
     assert found.weight_bytes == (whole / "model.safetensors").stat().st_size
-    assert check_model_folder(whole).status == "ok"
+    check = check_model_folder(whole)
+    assert check.status == "ok" and check.found.endswith(f"; model.fingerprint {artifacts.model_fingerprint(whole)}")
 
 
 def test_a_sharded_model_is_whole_and_its_bytes_are_summed(folder: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -29,7 +30,18 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_tiny_model(tmp_path_factory.mktemp("model"))
     (folder / "evil.py").write_text("raise SystemExit")
+    for pickle in ("pytorch_model.bin", "training_args.pt"):
+        (folder / pickle).write_bytes(b"\x80\x04.")
     return folder
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def harmless(model: Path) -> set[str]:
+    """What of `model` may be fetched."""
+    return names_in(model) - {"evil.py", "pytorch_model.bin", "training_args.pt"}
 
 
 @pytest.fixture
@@ -60,11 +72,11 @@ def test_a_folder_that_is_here_is_used_where_it_lies(model: Path, cache: Path) -
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_model_in_a_store_is_fetched_once_and_then_needs_no_store(model: Path, s3: FlakyS3) -> None:
+def test_a_model_in_a_store_is_fetched_once_without_code_and_then_needs_no_store(model: Path, s3: FlakyS3) -> None:
     uri = "s3://models/tiny"
     storage.upload_folder(model, uri)
     found = local_model(uri)
-    assert artifacts.model_fingerprint(found) == artifacts.model_fingerprint(model)
+    assert artifacts.model_fingerprint(found) == artifacts.model_fingerprint(model) and names_in(found) == harmless(model)
     s3.close()
     assert local_model(uri) == found and on_this_node(ModelConfig(path=uri)).path == str(found)
 
@@ -97,7 +109,8 @@ def test_a_model_other_than_the_pinned_one_is_refused_and_not_kept(model: Path, 
 @pytest.mark.usefixtures("s3")
 def test_a_folder_of_a_run_whose_bytes_have_changed_on_the_way_is_refused(model: Path, cache: Path) -> None:
     artifacts.publish(model, "s3://models/final", "f" * 16, {})
-    assert artifacts.model_fingerprint(local_model("s3://models/final")) == "f" * 16
+    final = local_model("s3://models/final")
+    assert artifacts.model_fingerprint(final) == "f" * 16 and names_in(final) == harmless(model) | {"COMPLETE.json"}
     artifacts.publish(model, "s3://models/other", "e" * 16, {})
     storage.write_bytes("s3://models/other/config.json", b"{}" + bytes((model / "config.json").stat().st_size - 2))
     with pytest.raises(ModelError, match=r"config\.json: its bytes have changed"):
@@ -179,24 +192,35 @@ def hub(model: Path) -> Iterator[Hub]:
     server.close()
 
 
-def fetch_from(hub: Hub, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the hub's client reads its environment when it is imported."""
-    program = f"from rbft.model_store import local_model; print(local_model('hf://org/tiny@{COMMIT}'))"
-    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"} | environment
+def fetch_from(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: the hub's client reads its environment when it is imported. Between two tries it does not wait."""
+    program = "import time; time.sleep = lambda _: None\nfrom rbft.cli import run; from rbft.model_store import local_model\n"
+    program += f"raise SystemExit(run(lambda: print(local_model('hf://org/tiny@{COMMIT}'))))"
+    settings = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"} | environment
     return subprocess.run([sys.executable, "-c", program], env=os.environ | settings, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_model_of_a_hub_is_fetched_at_its_commit_without_code_and_then_needs_no_hub(hub: Hub, model: Path) -> None:
-    first = fetch_from(hub)
+    first = fetch_from(hub.url)
     assert first.returncode == 0, first.stderr
     folder = Path(first.stdout.strip())
-    assert artifacts.model_fingerprint(folder) == artifacts.model_fingerprint(model) and not (folder / "evil.py").exists()
+    assert artifacts.model_fingerprint(folder) == artifacts.model_fingerprint(model) and names_in(folder) == harmless(model)
     asked = hub.num_requests
-    assert fetch_from(hub, HF_HUB_OFFLINE="1").stdout == first.stdout and hub.num_requests == asked
+    assert fetch_from(hub.url, HF_HUB_OFFLINE="1").stdout == first.stdout and hub.num_requests == asked
 
 
 def test_a_file_that_is_not_what_the_hub_lists_is_refused(hub: Hub, model: Path, cache: Path) -> None:
     hub.lies_about = {path.name for path in model.glob("*.safetensors")}
-    refused = fetch_from(hub)
+    refused = fetch_from(hub.url)
     assert "is not what the hub lists" in refused.stderr and not list(cache.glob("*/FETCHED.json"))
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_hub_that_cannot_be_reached_is_told_in_a_line_without_a_traceback() -> None:
+    with socket.socket() as nobody:  # bound and not listening: connections are refused
+        nobody.bind(("127.0.0.1", 0))
+        failed = fetch_from(f"http://127.0.0.1:{nobody.getsockname()[1]}")
+    last = failed.stderr.strip().splitlines()[-1]
+    assert failed.returncode == 2 and f"hf://org/tiny@{COMMIT}: cannot be fetched (" in last and "refused" in last
+    assert "Traceback" not in failed.stderr

@@ -15,7 +15,7 @@ class ModelConfig(Section):
     """A folder with a Hugging Face model: a path that every node sees, a folder in a store (s3://…), or hf://ORG/NAME@<commit> of a hub;
     what lies elsewhere is fetched once a node (`rbft.model_store`). Paper: Qwen2-VL-7B and Qwen2.5-VL-7B-Instruct."""
     fingerprint: str | None = Field(None, pattern="^[0-9a-f]{16}$")
-    """What it must be: a run with another model is refused. Each run's run.json and report tell the one it has."""
+    """What it must be: a run with another model is refused, and so is serving it. `rbft doctor --model FOLDER` tells a folder's."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
 

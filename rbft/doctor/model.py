@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rbft import artifacts
 from rbft.doctor.check import Check
 from rbft.errors import ModelError
 from rbft.model_folder import require_classifier_folder, require_model_folder
@@ -20,7 +21,8 @@ def check_model_folder(path: str | Path) -> Check:
         found, _, mend = str(error).rpartition("; ")
         return Check("model", "fail", found, mend)
     files = "1 file" if folder.num_shards == 1 else f"{folder.num_shards} files"
-    return Check("model", "ok", f"{path}: {folder.model_type}, {folder.weight_bytes / 1e9:.3g} GB of weights in {files}")
+    told = f"{path}: {folder.model_type}, {folder.weight_bytes / 1e9:.3g} GB of weights in {files}"
+    return Check("model", "ok", f"{told}; model.fingerprint {artifacts.model_fingerprint(path)}")
 
 
 def check_video_classifier(classifier: VideoClassifierConfig) -> Check:

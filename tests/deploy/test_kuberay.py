@@ -1,6 +1,7 @@
 """`deploy/kuberay/` by KubeRay's schemas, by Ray's own reading of a RayCluster and of a Serve configuration, and by our rules."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,15 @@ def test_tokens_are_on_and_come_from_a_secret() -> None:
 
 
 def test_no_pod_is_root_or_can_become_it_or_has_a_token_of_kubernetes_that_it_does_not_need() -> None:
-    scaling = _of_kind("RayCluster")[0]["spec"]  # its head asks Kubernetes for pods
+    scaling = [cluster["headGroupSpec"]["template"] for cluster in _clusters() if cluster.get("enableInTreeAutoscaling")]
+    assert len(scaling) == 2  # these heads ask Kubernetes for pods
     for pod in _pods():
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] == 10001
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in spec["containers"]:
             assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-        assert spec.get("automountServiceAccountToken", True) is (pod == scaling["headGroupSpec"]["template"])
+        assert spec.get("automountServiceAccountToken", True) is (pod in scaling)
         assert not any(key in spec for key in ("hostNetwork", "hostPID", "hostIPC"))
         assert all("hostPath" not in volume for volume in spec.get("volumes", []))
 
@@ -128,9 +130,13 @@ def test_there_is_a_rayjob_for_each_job_on_the_cluster_that_stays() -> None:
     jobs = {path.stem: documents(path)[0] for path in sorted((FOLDER / "jobs").glob("*.yaml"))}
     assert set(jobs) == {"generate", "train", "evaluate", "pipeline", "reproduce"}
     for name, job in jobs.items():
-        program, *arguments = job["spec"]["entrypoint"].split()
+        program, *arguments = shlex.split(job["spec"]["entrypoint"])
         assert program == "rbft" and arguments[0] == name
-        parser.parse_args(arguments)  # ends the process if the command is none of ours
+        parsed = parser.parse_args(arguments)  # ends the process if the command is none of ours
+        (config,) = [parsed.config] if isinstance(parsed.config, str) else parsed.config
+        run = load_config(CONFIGS / Path(config).name, parsed.overrides)
+        assert name == "train" or run.engine.resources == {"spot": 1}
+        assert name in ("generate", "evaluate") or run.training.resources == {"on_demand": 1}
         assert job["spec"]["clusterSelector"] == {"ray.io/cluster": "rbft"}
         assert job["metadata"]["generateName"] == f"rbft-{name}-"  # so that the same file can be submitted again
 
@@ -142,7 +148,22 @@ def test_the_service_has_a_configuration_that_ray_serve_takes() -> None:
     assert (application.name, application.route_prefix, config.http_options.port) == ("rbft", "/", 8000)
     served = Served.model_validate(application.args)
     run = load_config(CONFIGS / Path(served.config).name, served.set)
-    assert (run.serve.host, run.serve.max_replicas) == (config.http_options.host, 4)
+    assert run.serve.host == config.http_options.host
+
+
+def test_the_service_has_pods_for_as_many_replicas_as_it_may_have() -> None:
+    (service,) = _of_kind("RayService")
+    cluster = service["spec"]["rayClusterConfig"]
+    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])).applications
+    served = Served.model_validate(application.args)
+    run = load_config(CONFIGS / Path(served.config).name, served.set)
+    assert cluster["enableInTreeAutoscaling"] and cluster["autoscalerOptions"]  # or the pods stay as many as there were at first
+    (group,) = cluster["workerGroupSpecs"]
+    config = _derive_autoscaling_config_from_ray_cr({"metadata": service["metadata"], "spec": cluster})
+    offered, engine = config["available_node_types"]["engines"]["resources"], run.engine
+    replicas_a_pod = min(offered["CPU"] // engine.num_cpus, offered["GPU"] // engine.num_gpus)
+    assert replicas_a_pod * group["minReplicas"] == run.serve.min_replicas == group["replicas"]
+    assert replicas_a_pod * group["maxReplicas"] == run.serve.max_replicas
 
 
 def test_the_service_is_open_to_others_with_keys_only() -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,10 +14,29 @@ from pathlib import Path
 
 import pytest
 
-SRUN = """#!/bin/bash
-# Runs the command here: there is one node. Options before it are those that the script gives.
-while [[ $1 == --* ]]; do case $1 in --overlap) shift ;; *) shift 2 ;; esac; done
-exec "$@"
+SRUN = f"""#!{sys.executable}
+# Runs the command here: there is one node. Options before it are those that the script gives. Told to end, it kills the command and all
+# below it, without a word to them, as srun does with its step.
+import contextlib, signal, subprocess, sys
+import psutil
+
+words = sys.argv[1:]
+while words[0].startswith("--"):
+    words = words[1 if words[0] == "--overlap" else 2:]
+step = subprocess.Popen(words)
+
+
+def kill(*_):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(step.pid)
+        for process in [*top.children(recursive=True), top]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+signal.signal(signal.SIGTERM, kill)
+code = step.wait()
+sys.exit(code if code >= 0 else 128 - code)
 """
 SCONTROL = """#!/bin/bash
 [[ $1 == show && $2 == hostnames ]] && echo "$3"
@@ -26,6 +46,8 @@ import os, ray
 ray.init(log_to_driver=False)
 worker = ray.get(ray.remote(num_cpus=1)(lambda: "a worker").remote())
 print("job on", worker, len(ray.nodes()), "node(s)", os.environ["RAY_AUTH_MODE"], flush=True)
+token = os.environ["RAY_AUTH_TOKEN_PATH"]
+print("token", token, oct(os.stat(token).st_mode)[-3:], os.environ["SRUN_CPUS_PER_TASK"], flush=True)
 """
 WAITING_JOB = """
 import signal, sys, time
@@ -54,8 +76,9 @@ def _job(folder: Path, repository: Path, code: str) -> Iterator[subprocess.Popen
 
 
 def _start(folder: Path, repository: Path, code: str) -> subprocess.Popen[str]:
-    programs = folder / "programs"
+    programs, checkout = folder / "programs", folder / "checkout"
     programs.mkdir()
+    checkout.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
@@ -65,7 +88,8 @@ def _start(folder: Path, repository: Path, code: str) -> subprocess.Popen[str]:
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
         "PATH": f"{programs}:{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(folder),
+        "SLURM_SUBMIT_DIR": str(checkout),
+        "HOME": str(folder / "home"),
         "SLURM_JOB_ID": str(job_id),
         "SLURM_JOB_NODELIST": "127.0.0.1",
         "SLURM_CPUS_PER_TASK": "1",
@@ -95,7 +119,9 @@ def test_a_job_runs_on_the_ray_that_is_started_for_it_and_nothing_is_left(folder
         output, _ = job.communicate(timeout=240)
     assert job.returncode == 0
     assert "job on a worker 1 node(s) token" in output
-    assert not list(folder.glob(".ray-token-*"))
+    (told,) = [line.split() for line in output.splitlines() if line.startswith("token ")]
+    assert Path(told[1]).parent == folder / "home" / ".rbft-slurm" and told[2:] == ["600", "1"]
+    assert not list((folder / "home").rglob("token-*")) and not list((folder / "checkout").iterdir())
     deadline = time.monotonic() + 60
     while _processes_below(folder):
         assert time.monotonic() < deadline, _processes_below(folder)

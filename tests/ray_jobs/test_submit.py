@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import requests
+from ray.job_submission import JobStatus
 
 from ray_jobs import job_client
 from ray_jobs.job_client import exit_code, find_job, retried
-from ray_jobs.submit import make_submission, told_paths
+from ray_jobs.submit import hand_in, make_submission, told_paths
 from rbft import cli
 from rbft.config import dump_config, load_config
 from rbft.errors import JobError
@@ -50,6 +51,19 @@ def test_the_ids_of_a_runs_jobs_begin_alike_whatever_they_do(repository: Path, m
     monkeypatch.chdir(repository)
     here, again, elsewhere = (make_submission(parse(*more)).prefix for more in ((), ("--set", "seed=9"), ("--set", "output_dir=/data")))
     assert here == again != elsewhere and here.startswith("miniature-")
+
+
+def test_a_job_gets_the_number_after_the_highest_one_also_when_an_older_job_was_deleted(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    submission = make_submission(parse())
+    taken = [f"{submission.prefix}{number}" for number in (2, 10)] + [f"{submission.prefix}by-hand", "another-1"]
+    jobs = [job(JobStatus.SUCCEEDED, submission_id=id_, start_time=1) for id_ in taken]
+    client: Any = SimpleNamespace(list_jobs=lambda: jobs, submit_job=lambda **_: None)
+    assert hand_in(client, submission, tmp_path / "a.zip") == f"{submission.prefix}11"
+    jobs.clear()
+    assert hand_in(client, submission, tmp_path / "a.zip") == f"{submission.prefix}1"
 
 
 def test_nothing_is_sent_in_a_dry_run(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +110,8 @@ def test_a_request_that_is_wrong_is_not_repeated() -> None:
 
 
 def job(status: str, code: int | None = None, **more: Any) -> Any:
-    return SimpleNamespace(submission_id="a-1", status=status, driver_exit_code=code, message="it died", metadata={}, **more)
+    fields = {"submission_id": "a-1", "status": status, "driver_exit_code": code, "message": "it died", "metadata": {}}
+    return SimpleNamespace(**(fields | more))
 
 
 @pytest.mark.parametrize(

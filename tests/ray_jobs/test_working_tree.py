@@ -54,6 +54,21 @@ def test_videos_and_large_files_stay_here_and_are_named(tmp_path: Path, monkeypa
     assert "1 files, 0.0 MiB\nleft out: 3 videos or files over" in tree.describe() and "weights.bin" in tree.describe()
 
 
+def test_what_may_be_secret_is_not_sent_even_if_git_tracks_it_and_is_named(tmp_path: Path) -> None:
+    secrets = (".env", ".ray-token-7.x", "deep/keys-desk.txt", "deep/site.pem", "tls.key/a")
+    write(tmp_path, "a.py", "keys.py", *secrets)
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    tree = read_working_tree(tmp_path)
+    assert tree.files == ("a.py", "keys.py") and tree.secrets == secrets
+    assert tree.describe().endswith("\nleft out: 5 files that may be secret, by their names (.env, .ray-token-7.x, deep/keys-desk.txt, …)")
+
+
+def test_git_ignores_what_is_known_by_its_name_here(repository: Path) -> None:
+    ignored = {line.rstrip("/") for line in (repository / ".gitignore").read_text().splitlines() if not line.startswith("#")}
+    assert ignored == {*working_tree.JUNK, *working_tree.SECRETS} - {".git"}
+
+
 def test_too_much_is_refused_with_the_folder_it_lies_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(working_tree, "MAX_BYTES", 3 * working_tree.MIB)
     write(tmp_path, *(f"dump/{number}" for number in range(4)), content=bytes(working_tree.MIB))

@@ -68,6 +68,16 @@ def test_zero_shot_is_the_base_model_asked_as_the_run_asks(made: RunConfig, trai
     assert (model.task, model.spec) == (RUN_TASK, config.video.spec())
 
 
+def test_a_base_model_other_than_the_pinned_one_is_not_served(made: RunConfig, trained_folder: Path) -> None:
+    config, right = _config(Path(made.output_dir), "zero-shot", trained_folder), artifacts.model_fingerprint(trained_folder)
+    pinned = [config.model_copy(update={"model": ModelConfig(path=str(trained_folder), fingerprint=each)}) for each in (right, "0" * 16)]
+    assert open_model(find_model(pinned[0]), trained_folder, pinned[0]).version.fingerprint == right
+    with pytest.raises(ModelError, match=rf"its fingerprint is {right}, and model\.fingerprint says {'0' * 16}"):
+        open_model(find_model(pinned[1]), trained_folder, pinned[1])
+    trained = pinned[1].model_copy(update={"serve": made.serve})  # the pin is of its base
+    assert open_model(find_model(trained), Path(find_model(trained).uri), trained).version.fingerprint == "aaaa"
+
+
 def test_a_given_folder_answers_by_its_card_or_else_by_the_run(made: RunConfig, trained_folder: Path, tmp_path: Path) -> None:
     assert open_model(find_model(made, str(trained_folder)), trained_folder, made).task == TASK
     bare = shutil.copytree(trained_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("rbft.json"))
