@@ -44,3 +44,8 @@ def test_page_text_and_json_say_the_same() -> None:
 def test_without_a_single_box_there_is_no_figure() -> None:
     with pytest.raises(DataError, match="no video has boxes"):
         figure2.make_rows({"old": ({}, {})}, seed=0)
+
+
+def test_boxes_that_the_model_finds_itself_are_said_to_be_its_own() -> None:
+    assert "grounding" in figure2.whose_boxes(MaskingConfig(find="grounding"))
+    assert "stands out" in figure2.whose_boxes(MaskingConfig())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from rbft import artifacts, rows, storage
 from rbft.config import load_config
 from rbft.errors import ConfigError, DataError
 from rbft.evaluation.calibration import Calibration
-from rbft.evaluation.imported import add_to_run
+from rbft.evaluation.imported import add_to_run, read_imported
 from rbft.evaluation.looking.attention_map import AttentionMap, maps_table
 from rbft.evaluation.predictions import predictions_table
 from rbft.rationales.table import rationales_table
@@ -142,9 +143,14 @@ def test_predictions_made_elsewhere_stand_in_the_report_and_only_for_the_same_vi
     add_to_run(run.layout.root, "videomae", answers, source)
     reopened = _open(repository, tmp_path, sources)
     report = make_report(reopened)
+    assert report.title == "RB-FT: miniature world", "as data.title says"
     assert [system.name for system in report.systems] == ["videomae", SYSTEM]
     assert report.systems[0].main.accuracy == 1 and report.systems[0].probabilities is None
     assert report.sources[0].facts == {"imported from": "videomae.csv", "SHA-256 of what was imported": artifacts.file_sha256(source)}
+
+    corrected = [replace(example, label="normal" if example.label == "abnormal" else "abnormal") for example in held_out(run)]
+    with pytest.raises(DataError, match="videomae were imported when 8 videos had other labels"):
+        read_imported(reopened.fact("imported", {}), corrected)
 
     source.write_text("with one video less")
     add_to_run(run.layout.root, "videomae", answers[1:], source)
@@ -161,7 +167,7 @@ def test_the_reports_videos_have_frames_rationales_and_attention_and_are_asked_a
     ids = [example.id for example in held_out(run)]
     folder = str(run.artifact(f"evaluation/{SYSTEM}"))
     rows.write_part(f"{folder}/samples", rationales_table([Rationale(id_, 0, text=f"said of {id_}") for id_ in ids]))
-    settings = artifacts.fingerprint(run.config.evaluation.attention.model_dump(mode="json"))
+    settings = artifacts.fingerprint(run.config.evaluation.attention.model_dump(mode="json", exclude={"num_shown"}))
     looks = {id_: AttentionMap(np.full(12, 1 / 12, np.float32), np.full((2, 2, 3), 1 / 12, np.float32)) for id_ in ids[1:]}
     attention = rows.write_part(f"{folder}/attention-{settings}", maps_table(looks, {ids[0]: "video_decode"}))
 
