@@ -21,6 +21,7 @@ from ray_jobs.evaluate import evaluate_systems, held_out, read_predictions
 from ray_jobs.looking import Looks, check_boxes, find_boxes, model_type, read_attention
 from ray_jobs.pipeline import run_steps
 from ray_jobs.progress import say
+from ray_jobs.provenance import inside
 from ray_jobs.run import Run, command
 from rbft import storage
 from rbft.cli import run as run_command
@@ -47,7 +48,7 @@ from rbft.evaluation.reproduction import (
     table_json,
     table_text,
 )
-from rbft.evaluation.reproduction_page import render_figure2, render_table
+from rbft.evaluation.reproduction_page import Made, render_figure2, render_table
 from rbft.evaluation.run_clips import decode_clips
 from rbft.evaluation.tables import system_title
 from rbft.lease import Lease
@@ -177,7 +178,7 @@ def reproduce_figure2(configs: Sequence[RunConfig]) -> Figure2:
     )
     print(f"\n{figure2.figure_text(figure)}\n")
     for run in runs:
-        _keep(run, "figure2", render_figure2(figure), figure2.figure_json(figure))
+        _keep(run, "figure2", render_figure2(figure, made_of(runs)), figure2.figure_json(figure))
     return figure
 
 
@@ -266,7 +267,7 @@ def read_attributes(path: str) -> dict[str, dict[str, set[str]]]:
 
 
 def _write(runs: Sequence[Run], spec: TableSpec, table: PaperTable, analyses: Mapping[str, FailureAnalysis]) -> None:
-    page = render_table(table, analyses)
+    page = render_table(table, analyses, made_of(runs))
     content = table_json(table) | {"failures": {name: analysis_json(analysis) for name, analysis in analyses.items()}}
     print(f"\n{table_text(table)}")
     for name, analysis in analyses.items():
@@ -274,6 +275,18 @@ def _write(runs: Sequence[Run], spec: TableSpec, table: PaperTable, analyses: Ma
     print()
     for run in runs:
         _keep(run, f"table{spec.number}", page, content)
+
+
+def made_of(runs: Sequence[Run]) -> dict[str, Made]:
+    """Run -> how it was made, for the page."""
+    return {run.config.name: _made(run) for run in runs}
+
+
+def _made(run: Run) -> Made:
+    known = {"folder": run.layout.root, "commit": run.fact("commit"), "seed": run.config.seed}
+    facts = {name: str(value) for name, value in known.items() if value is not None}
+    artifacts = {name: inside(run, str(uri)) for name, uri in run.fact("artifacts", {}).items()}
+    return Made(command(), facts, run.fact("versions", {}), artifacts)
 
 
 def _keep(run: Run, what: str, page: str, content: dict[str, Any]) -> None:

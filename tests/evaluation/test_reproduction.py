@@ -9,7 +9,7 @@ from rbft.evaluation.failures import analyse_failures
 from rbft.evaluation.metrics import metrics_from_confusion
 from rbft.evaluation.paper import PAPER_ROWS, SMARTHOME_LABELS
 from rbft.evaluation.reproduction import BACKBONES, TABLES, answers_note, make_table, masks_note, table_json, table_text
-from rbft.evaluation.reproduction_page import render_table
+from rbft.evaluation.reproduction_page import Made, render_table
 from rbft.records import Prediction
 from rbft.systems import parse_system
 
@@ -123,10 +123,13 @@ def test_text_json_and_page_say_the_same() -> None:
     ]
     other = [Prediction(row.id, row.label, "normal", row.probabilities) for row in rows]
     analysis = analyse_failures(rows, other, names=("rb-ft", "direct-sft-2"), attributes={})
-    page, text, content = render_table(table, {QWEN25: analysis}), table_text(table), table_json(table)
+    made = {"homes": Made("rbft reproduce table3 <x>", {"commit": "abc123"}, {"torch": "2.9"}, {"evaluation/rb-ft": "evaluation/rb-ft/0f"})}
+    page, text, content = render_table(table, {"<a & b>": analysis}, made), table_text(table), table_json(table)
     for row in table.rows:
         assert row.name.replace("'", "&#39;") in page and row.name in text
-    assert "&lt;a &amp; b&gt;" in page and "<script" not in page
+    for known in ("rbft reproduce table3 &lt;x&gt;", "abc123", "2.9", "evaluation/rb-ft/0f"):
+        assert known in page
+    assert "differ (&lt;a &amp; b&gt;)" in page and "<script" not in page
     assert [row["name"] for row in content["rows"]] == [row.name for row in table.rows]
     (line,) = (line for line in text.splitlines() if line.startswith("RB-FT  "))
     assert line.count("[") == 3 and "91.67 %" in line, "of the overall scores only"

@@ -12,6 +12,7 @@ from miniature.world import sample_world
 from miniature.write import write_world
 from ray_jobs.evaluate import evaluate, held_out, prediction_work, read_calibrations
 from ray_jobs.pipeline import make_report, make_summary, results_table
+from ray_jobs.provenance import read_sources
 from ray_jobs.run import Run
 from rbft import artifacts, rows, storage
 from rbft.config import load_config
@@ -21,7 +22,7 @@ from rbft.evaluation.imported import add_to_run, read_imported
 from rbft.evaluation.looking.attention_map import AttentionMap, maps_table
 from rbft.evaluation.predictions import predictions_table
 from rbft.rationales.table import rationales_table
-from rbft.records import Example, Prediction, Rationale
+from rbft.records import Example, Prediction, Rationale, prediction_schema
 from tests.tiny_models import make_tiny_model
 
 LABELS = ("normal", "abnormal")
@@ -76,6 +77,9 @@ def test_a_run_is_calibrated_on_validation_and_reports_both_numbers(repository: 
     assert (source.split, source.num_videos, source.facts["engine"]) == ("test", 8, run.config.evaluation.engine)
     for file, sha256 in source.files:
         assert file.startswith(f"evaluation/{SYSTEM}/") and artifacts.file_sha256(f"{run.layout.root}/{file}") == sha256
+    assert [what for what, _, _ in source.more] == ["validation predictions", "calibration"]
+    for _, file, sha256 in source.more:
+        assert file.startswith(f"calibration/{SYSTEM}/") and artifacts.file_sha256(f"{run.layout.root}/{file}") == sha256
     assert artifacts.file_sha256(run.layout.manifest) in report.provenance["manifest"]
     text = Path(run.layout.report).read_text()
     assert f"calibrated: temperature {fitted.temperature:.3f}" in text
@@ -182,3 +186,24 @@ def test_the_reports_videos_have_frames_rationales_and_attention_and_are_asked_a
     without = make_report(run)
     assert not without.has_attention and "No attention is shown" in without.notes[0]
     assert "No attention is shown" in Path(run.layout.report).read_text()
+
+
+def test_sources_name_the_predictions_of_every_seed_and_the_counts_of_an_api_model(
+    repository: Path, tmp_path: Path, sources: list[str]
+) -> None:
+    run = _open(repository, tmp_path, sources, "evaluation.systems=[direct-sft-1]", "training.seeds=[8]", "evaluation.api_models=[gpt-4o]")
+    said = _said(held_out(run))
+    for each, system in [*((each, "direct-sft-1") for each in run.all_seeds()), (run, "gpt-4o")]:
+        folder = run.layout.evaluation(system, f"of-seed-{each.config.seed}")
+        rows.write_part(folder, predictions_table(said))
+        rows.finish(folder, "predictions", prediction_schema(), [row.id for row in said], "0f", {})
+        each.record_artifact(f"evaluation/{system}", folder)
+    storage.write_json(f"{folder}/usage.json", {"cost_usd": 1.0})
+    found = {source.system: source for source in read_sources(run, {"gpt-4o": said, "direct-sft-1": said})}
+    assert {name: [what for what, _, _ in source.more] for name, source in found.items()} == {
+        "gpt-4o": ["tokens and costs"],
+        "direct-sft-1": ["predictions, seed 8"],
+    }
+    for source in found.values():
+        for file, sha256 in (*source.files, *(known[1:] for known in source.more)):
+            assert artifacts.file_sha256(f"{run.layout.root}/{file}") == sha256
