@@ -17,6 +17,7 @@ from ray_jobs.run import Run
 from rbft import artifacts, rows, storage
 from rbft.config import load_config
 from rbft.errors import ConfigError, DataError
+from rbft.evaluation import measures
 from rbft.evaluation.calibration import Calibration
 from rbft.evaluation.imported import add_to_run, read_imported
 from rbft.evaluation.looking.attention_map import AttentionMap, maps_table
@@ -90,7 +91,7 @@ def test_a_run_is_calibrated_on_validation_and_reports_both_numbers(repository: 
 
 
 def test_metrics_are_computed_again_only_when_something_they_are_made_of_has_changed(
-    repository: Path, tmp_path: Path, sources: list[str]
+    repository: Path, tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _open(repository, tmp_path, sources, "evaluation.calibrate=true")
     for use in ("evaluation", "calibration"):
@@ -115,6 +116,12 @@ def test_metrics_are_computed_again_only_when_something_they_are_made_of_has_cha
     assert reseeded.artifact(f"evaluation/{SYSTEM}") == folder and system.probabilities is not None and true.probabilities is not None
     assert system.probabilities.brier == true.probabilities.brier
     storage.write_bytes(f"{folder}/metrics.json", b"{")
+    assert make_report(reseeded).systems[0].probabilities == system.probabilities
+
+    kept = storage.read_json(f"{folder}/metrics.json")
+    kept["probabilities"]["brier"] = 79.0
+    storage.write_json(f"{folder}/metrics.json", kept)
+    monkeypatch.setattr(measures, "code_sha256", lambda: "of another way to compute them")
     assert make_report(reseeded).systems[0].probabilities == system.probabilities
 
 
@@ -198,7 +205,7 @@ def test_sources_name_the_predictions_of_every_seed_and_the_counts_of_an_api_mod
         rows.write_part(folder, predictions_table(said))
         rows.finish(folder, "predictions", prediction_schema(), [row.id for row in said], "0f", {})
         each.record_artifact(f"evaluation/{system}", folder)
-    storage.write_json(f"{folder}/usage.json", {"cost_usd": 1.0})
+    storage.write_json(f"{run.artifact('evaluation/gpt-4o')}/usage.json", {"cost_usd": 1.0})
     found = {source.system: source for source in read_sources(run, {"gpt-4o": said, "direct-sft-1": said})}
     assert {name: [what for what, _, _ in source.more] for name, source in found.items()} == {
         "gpt-4o": ["tokens and costs"],
