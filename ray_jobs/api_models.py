@@ -70,7 +70,8 @@ def report_section(run: Run) -> ReportSection:
     head = ("", "asked of", "on", "videos", "refusals", "errors", "input tokens", "output tokens", "cost")
     text = Markup(
         "<p>They saw the same frames and question as every other system. A refusal counts as wrong, as does an error. The costs are those "
-        "of all answers, of those that an earlier run paid for too.</p>"
+        "of all answers, of those that an earlier run paid for too. The files of counts are under "
+        '<a href="#sources">Sources</a>.</p>'
     )
     lines = [_line("th", head), *(_line("td", line) for line in cells)]
     return ReportSection("API models", text + Markup("<table>") + Markup("").join(lines) + Markup("</table>"))

@@ -80,7 +80,7 @@ class EngineActor:
         async with self._use_engine(block, alone=False) as engine:
             ask = self._asker(engine, block)
             answers = await asyncio.gather(*(ask(example) for example in block.examples))
-        yield _table(block.kind, answers)
+        yield _table(block, answers)
 
     async def _ask_alone(self, block: Block) -> AsyncIterator[pa.Table]:
         """A part of its own for every video; what an earlier attempt has written is not asked again."""
@@ -96,7 +96,7 @@ class EngineActor:
                 else:
                     await asyncio.to_thread(attempts.begin, block.folder, "alone", [example.id], block.job)
                     answer = await ask(example)
-                yield _table(block.kind, [answer])
+                yield _table(block, [answer])
                 await asyncio.to_thread(attempts.end, block.folder, "alone", [example.id])
 
     def _asker(self, engine: Engine, block: Block) -> Any:
@@ -185,5 +185,5 @@ def _guilty(kind: Kind, example: Example, num_deaths: int) -> Rationale | Predic
     return Prediction(example.id, example.label, None, error_code=error.code, error_message=str(error))
 
 
-def _table(kind: Kind, answers: Sequence[Any]) -> pa.Table:
-    return rationales_table(answers) if kind == "rationale" else predictions_table(answers)
+def _table(block: Block, answers: Sequence[Any]) -> pa.Table:
+    return rationales_table(answers) if block.kind == "rationale" else predictions_table(answers, masked=block.mask is not None)

@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from ray_jobs import api_models, video_classifiers
 from ray_jobs.command import main
 from ray_jobs.generate import report_errors
@@ -93,14 +95,14 @@ def _finish_rows(run: Run, system: str, engine: EngineName, use: Use) -> str:
     if not artifacts.is_complete(folder, fingerprint):
         ids = [example.id for example in held_out(run, use)]
         lineage = {"system": system, "engine": engine, "model": _model(run, system), "versions": run.fact("versions")}
-        rows.finish(folder, "predictions", prediction_schema(), ids, fingerprint, lineage)
+        rows.finish(folder, "predictions", _schema(system), ids, fingerprint, lineage)
     return folder
 
 
 def read_predictions(run: Run, system: str, use: Use = "evaluation") -> list[Prediction]:
     """The predictions of `system`; raises `ArtifactError` if it has not been evaluated to the end."""
     folder = str(run.artifact(f"{use}/{system}"))
-    return predictions_from_table(rows.read_finished(folder, "predictions", prediction_schema()), folder)
+    return predictions_from_table(rows.read_finished(folder, "predictions", _schema(system)), folder)
 
 
 def evaluate(runs: Sequence[Run], *, without: Collection[str] = ()) -> None:
@@ -182,11 +184,15 @@ def _pending(run: Run, system: str, engine: EngineName, use: Use = "evaluation")
     folder = _folder(run, system, fingerprint, use)
     run.record_artifact(f"{use}/{system}", folder)
     if run.retry_errors:
-        rows.reopen(folder, prediction_schema())
+        rows.reopen(folder, _schema(system))
     if artifacts.is_complete(folder, fingerprint):
         return folder, []
-    done = rows.done_ids(folder, prediction_schema(), errors_too=not run.retry_errors)
+    done = rows.done_ids(folder, _schema(system), errors_too=not run.retry_errors)
     return folder, [example for example in examples if example.id not in done]
+
+
+def _schema(system: str) -> pa.Schema:
+    return prediction_schema(masked=split_masks(system)[1] is not None)
 
 
 def _folder(run: Run, system: str, fingerprint: str, use: Use) -> str:
@@ -204,7 +210,8 @@ def _fingerprint(run: Run, system: str, engine: EngineName, use: Use) -> str:
     return artifacts.fingerprint(
         {
             "kind": "predictions",
-            **({} if masks is None else {"masks": [masks, _masking(run.config.evaluation.masking)]}),
+            # 2: with `masked_share`.
+            **({} if masks is None else {"masks": [masks, 2, _masking(run.config.evaluation.masking)]}),
             "model": _model(run, system),
             "dtype": run.config.model.dtype,
             "engine": engine,

@@ -102,7 +102,7 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     """Write report.html, which begins with `sections`; its data."""
     config = run.config
     # Those made elsewhere first, as in the paper's tables: without an RB-FT, the last one stands for the run.
-    predictions = read_imported(run.fact("imported", {}), [example.id for example in held_out(run)])
+    predictions = read_imported(run.fact("imported", {}), held_out(run))
     predictions |= {system: read_predictions(run, system) for system in config.evaluation.all_systems}
     rationales = read_rationales(run) if config.evaluation.needs_rationales else []
     cells = make_cells(predictions, config.task.labels)
@@ -114,7 +114,7 @@ def make_report(run: Run, sections: Sequence[ReportSection] = ()) -> ReportData:
     is_ours = main in config.evaluation.systems
     heatmaps, notes = _heatmaps(run, main, shown, clips) if is_ours and config.evaluation.report_attention else ({}, ())
     report = report_data(
-        title=f"RB-FT: {config.name}",
+        title=f"RB-FT: {config.data.title or config.name}",
         task=config.task,
         examples=run.examples,
         predictions=predictions,

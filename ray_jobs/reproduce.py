@@ -10,37 +10,50 @@ import argparse
 import base64
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.api_models import require_keys
 from ray_jobs.cli import add_reproduce_arguments
 from ray_jobs.evaluate import evaluate_systems, held_out, read_predictions
-from ray_jobs.looking import Looks, find_boxes, read_attention
+from ray_jobs.looking import Looks, check_boxes, find_boxes, model_type, read_attention
 from ray_jobs.pipeline import run_steps
 from ray_jobs.progress import say
+from ray_jobs.provenance import inside
 from ray_jobs.run import Run, command
 from rbft import storage
 from rbft.cli import run as run_command
-from rbft.config import RunConfig, load_config
+from rbft.config import MaskingConfig, RunConfig, load_config
 from rbft.data.tables import read_rows
 from rbft.errors import ConfigError
 from rbft.evaluation import figure2
 from rbft.evaluation.cells import choose_videos, make_cells
 from rbft.evaluation.failures import FailureAnalysis, analyse_failures, analysis_json, analysis_text, known_attributes
 from rbft.evaluation.figure2 import Figure2, FigureRow, Strip
+from rbft.evaluation.imported import read_imported
 from rbft.evaluation.looking.boxes import boxes_in_frames
 from rbft.evaluation.looking.heatmaps import png, strip
 from rbft.evaluation.metrics import Metrics, answered_modes, evaluate_predictions
 from rbft.evaluation.report_data import BASELINES, MAIN_SYSTEM
-from rbft.evaluation.reproduction import BACKBONES, TABLES, PaperTable, TableSpec, make_table, table_json, table_text
-from rbft.evaluation.reproduction_page import render_figure2, render_table
+from rbft.evaluation.reproduction import (
+    BACKBONES,
+    TABLES,
+    PaperTable,
+    TableSpec,
+    answers_note,
+    make_table,
+    masks_note,
+    table_json,
+    table_text,
+)
+from rbft.evaluation.reproduction_page import Made, render_figure2, render_table
 from rbft.evaluation.run_clips import decode_clips
 from rbft.evaluation.tables import system_title
 from rbft.lease import Lease
-from rbft.model_folder import require_model_folder
-from rbft.model_store import local_model
 from rbft.records import Prediction
+from rbft.systems import MASK_KINDS, behind_masks
 
 MAX_VALUES = 20
 """A column of attributes with more values says nothing by them."""
@@ -57,7 +70,7 @@ def reproduce_configs(what: Sequence[str], configs: Sequence[RunConfig]) -> None
 
     Raises `ConfigError` if these are not about the same videos.
     """
-    _check_together(configs)
+    _check_together(what, configs)
     with contextlib.ExitStack() as leases:
         for config in configs:
             leases.enter_context(Lease(config.run_dir, command()))
@@ -68,42 +81,86 @@ def reproduce_configs(what: Sequence[str], configs: Sequence[RunConfig]) -> None
                 reproduce_table(TABLES[int(each.removeprefix("table"))], configs)
 
 
-def _check_together(configs: Sequence[RunConfig]) -> None:
-    folders = [config.run_dir for config in configs]
-    if len(set(folders)) < len(folders):
-        raise ConfigError(f"two --config share the folder {folders[0]}; give each run a name of its own")
+def _check_together(what: Sequence[str], configs: Sequence[RunConfig]) -> None:
+    first = configs[0]
+    for names, says in (
+        ([config.run_dir for config in configs], "share the folder {}; give each run a name of its own"),
+        ([backbone(config) for config in configs], "have models called {}; rows are told apart by the names of the models' folders"),
+    ):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ConfigError(f"two --config {says.format(twice[0])}")
     for config in configs[1:]:
-        if (config.task.labels, config.data) != (configs[0].task.labels, configs[0].data):
-            raise ConfigError(f"{config.name} and {configs[0].name} have other data or labels; rows of one table are about the same videos")
+        if (config.task.labels, config.data) != (first.task.labels, first.data):
+            raise ConfigError(f"{config.name} and {first.name} have other data or labels; rows of one table are about the same videos")
+        if not {"table5", "figure2"}.isdisjoint(what) and config.evaluation.masking != first.evaluation.masking:
+            raise ConfigError(f"{config.name} and {first.name} differ in evaluation.masking; rows of one table have the same boxes")
+
+
+def check_same_videos(runs: Sequence[Run]) -> None:
+    """Raise `ConfigError` unless all runs test on the same videos: the seed may draw the split, and `evaluation.split` chooses one."""
+    wanted, *others = ({(example.id, example.label) for example in held_out(run)} for run in runs)
+    for run, found in zip(runs[1:], others, strict=True):
+        if found != wanted:
+            raise ConfigError(
+                f"{run.config.name} and {runs[0].config.name} test on other videos, e.g. {min(found ^ wanted)[0]}; give both the same "
+                "seed and evaluation.split"
+            )
 
 
 def reproduce_table(spec: TableSpec, configs: Sequence[RunConfig]) -> PaperTable:
     """Run what is missing for a table, write it into each run's folder and print it."""
-    runs = [
-        _finished(config, f"table{spec.number}", spec.systems, keeps_others=spec.compares_methods and number == 0)
-        for number, config in enumerate(configs)
-    ]
-    for run in runs:
-        if spec.masked:
-            find_boxes(run)
-            evaluate_systems([(run, system) for system in spec.masked])
-    first = runs[0].config
-    results = {_backbone(run): {system: _metrics(run, system) for system in spec.methods} for run in runs}
-    others = {name: _metrics(runs[0], name) for name in first.evaluation.all_systems if name not in spec.methods}
-    table = make_table(spec, first.data.title or first.name, first.task.labels, results, others)
-    analyses = {_backbone(run): _failures(run) for run in runs} if spec.compares_methods else {}
+    runs = _finished(configs, f"table{spec.number}", spec.systems, keeps_others=spec.compares_methods, needs_boxes=bool(spec.masked))
+    for run in runs if spec.masked else ():
+        evaluate_systems([(run, system) for system in spec.masked])
+    table = lay_out(spec, configs[0].evaluation.masking, runs)
+    analyses = {_heading(run, runs): _failures(run) for run in runs} if spec.compares_methods else {}
     _write(runs, spec, table, analyses)
     return table
+
+
+def lay_out(spec: TableSpec, masking: MaskingConfig, runs: Sequence[Run]) -> PaperTable:
+    """The table of `runs` in which everything is evaluated; their masks are those of `masking`."""
+    first = runs[0]
+    results = {backbone(run.config): {system: _metrics(read_predictions(run, system), run) for system in spec.methods} for run in runs}
+    others = other_predictions(first, spec) if spec.compares_methods else {}
+    remarks = _seeds_remarks(first)
+    if spec.masked:
+        rows = {kind: read_predictions(first, behind_masks(MAIN_SYSTEM, kind)) for kind in MASK_KINDS}
+        remarks.append(masks_note(rows["object"], rows["random"], masking))
+    return make_table(
+        spec,
+        _dataset(first),
+        first.config.task.labels,
+        results,
+        {name: _metrics(predictions, first) for name, predictions in others.items()},
+        paper_models={backbone(run.config): BACKBONES[kind] for run in runs if (kind := model_type(run)) in BACKBONES},
+        notes={name: answers_note(predictions) for name, predictions in others.items()},
+        remarks=remarks,
+    )
+
+
+def other_predictions(run: Run, spec: TableSpec) -> dict[str, list[Prediction]]:
+    """Of the systems that are no backbone's: those made elsewhere, API models, video classifiers."""
+    imported = read_imported(run.fact("imported", {}), held_out(run))
+    asked = (name for name in run.config.evaluation.all_systems if name not in spec.methods)
+    return imported | {name: read_predictions(run, name) for name in asked}
+
+
+def _seeds_remarks(run: Run) -> list[str]:
+    seeds = run.config.training.seeds
+    if not seeds:
+        return []
+    named = ", ".join(map(str, seeds))
+    return [f"Of seed {run.config.seed} alone. What other seeds give (training.seeds: {named}) is in the report of `rbft pipeline`."]
 
 
 def reproduce_figure2(configs: Sequence[RunConfig]) -> Figure2:
     """Run what is missing for the figure, write it into each run's folder and print it."""
     rows: dict[str, FigureRow] = {}
     differences, strips = {}, []
-    runs = [_finished(config, "figure2", figure2.SYSTEMS, keeps_others=False) for config in configs]
+    runs = _finished(configs, "figure2", figure2.SYSTEMS, needs_boxes=True)
     for run in runs:
-        find_boxes(run)
-        prefix = f"{_backbone(run)}: " if len(runs) > 1 else ""
+        prefix = f"{backbone(run.config)}: " if len(runs) > 1 else ""
         predictions = {system: read_predictions(run, system) for system in figure2.SYSTEMS}
         cells = make_cells(predictions, run.config.task.labels)
         shown = choose_videos(cells, MAIN_SYSTEM, run.config.evaluation.attention.num_shown)
@@ -114,15 +171,14 @@ def reproduce_figure2(configs: Sequence[RunConfig]) -> Figure2:
         name = f"{titles[system]} − {system_title(baseline)}"
         differences[name] = figure2.difference(looks[system].here, looks[baseline].here, run.config.seed)
         strips += _strips(run, shown, looks, predictions, titles)
-    first = runs[0].config
-    title = f"Figure 2: what the models look at ({first.data.title or first.name})"
-    evaluation = first.evaluation
+    title = f"Figure 2: what the models look at ({_dataset(runs[0])})"
+    evaluation = configs[0].evaluation
     figure = Figure2(
         title, rows, differences, figure2.how_read(evaluation.attention), figure2.whose_boxes(evaluation.masking), tuple(strips)
     )
     print(f"\n{figure2.figure_text(figure)}\n")
     for run in runs:
-        _keep(run, "figure2", render_figure2(figure), figure2.figure_json(figure))
+        _keep(run, "figure2", render_figure2(figure, made_of(runs)), figure2.figure_json(figure))
     return figure
 
 
@@ -144,24 +200,49 @@ def _strips(
     return strips
 
 
-def _finished(config: RunConfig, what: str, systems: tuple[str, ...], *, keeps_others: bool) -> Run:
-    """The run of `config` with `systems` trained and evaluated; with the other models it asks only if wanted."""
+def _finished(
+    configs: Sequence[RunConfig], what: str, systems: tuple[str, ...], *, keeps_others: bool = False, needs_boxes: bool = False
+) -> list[Run]:
+    """The runs of `configs` with `systems` trained and evaluated, the first also with the other models if wanted, and with the same boxes.
+
+    What can be refused is refused before anything is trained.
+    """
+    runs = [_open(config, systems, keeps_others=keeps_others and number == 0) for number, config in enumerate(configs)]
+    check_same_videos(runs)
+    require_keys(runs[0])
+    if needs_boxes:
+        check_boxes(runs[0])
+    for run in runs:
+        say(f"reproduce {what}: {run.config.name}, {', '.join(systems)}")
+        run_steps([run])
+    if needs_boxes:
+        find_boxes(runs[0])
+        for run in runs[1:]:
+            run.change_evaluation(masking=runs[0].config.evaluation.masking)
+    return runs
+
+
+def _open(config: RunConfig, systems: tuple[str, ...], *, keeps_others: bool) -> Run:
     others = {} if keeps_others else {"api_models": (), "video_classifiers": ()}
-    run = Run(config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"systems": systems, **others})}))
-    say(f"reproduce {what}: {config.name}, {', '.join(systems)}")
-    run_steps([run])
-    return run
+    return Run(config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"systems": systems, **others})}))
 
 
-def _backbone(run: Run) -> str:
-    """The paper's name of the model, or the folder's of one that the paper does not have."""
-    folder = require_model_folder(local_model(run.config.model.path))
-    return BACKBONES.get(folder.model_type, folder.path.name)
+def backbone(config: RunConfig) -> str:
+    """What the base model is called: its folder's name, or its repository's."""
+    return config.model.path.rstrip("/").rpartition("/")[2].partition("@")[0]
 
 
-def _metrics(run: Run, system: str) -> Metrics:
+def _dataset(run: Run) -> str:
+    return run.config.data.title or run.config.name
+
+
+def _heading(run: Run, runs: Sequence[Run]) -> str:
+    """What a part of the page about one of `runs` is about."""
+    return f"{_dataset(run)}, {backbone(run.config)}" if len(runs) > 1 else _dataset(run)
+
+
+def _metrics(predictions: Sequence[Prediction], run: Run) -> Metrics:
     """By label likelihood, or by text of a system that tells no likelihoods."""
-    predictions = read_predictions(run, system)
     return evaluate_predictions(predictions, run.config.task.labels, answered_modes(predictions)[0], seed=run.config.seed)
 
 
@@ -186,7 +267,7 @@ def read_attributes(path: str) -> dict[str, dict[str, set[str]]]:
 
 
 def _write(runs: Sequence[Run], spec: TableSpec, table: PaperTable, analyses: Mapping[str, FailureAnalysis]) -> None:
-    page = render_table(table, analyses)
+    page = render_table(table, analyses, made_of(runs))
     content = table_json(table) | {"failures": {name: analysis_json(analysis) for name, analysis in analyses.items()}}
     print(f"\n{table_text(table)}")
     for name, analysis in analyses.items():
@@ -194,6 +275,18 @@ def _write(runs: Sequence[Run], spec: TableSpec, table: PaperTable, analyses: Ma
     print()
     for run in runs:
         _keep(run, f"table{spec.number}", page, content)
+
+
+def made_of(runs: Sequence[Run]) -> dict[str, Made]:
+    """Run -> how it was made, for the page."""
+    return {run.config.name: _made(run) for run in runs}
+
+
+def _made(run: Run) -> Made:
+    known = {"folder": run.layout.root, "commit": run.fact("commit"), "seed": run.config.seed}
+    facts = {name: str(value) for name, value in known.items() if value is not None}
+    artifacts = {name: inside(run, str(uri)) for name, uri in run.fact("artifacts", {}).items()}
+    return Made(command(), facts, run.fact("versions", {}), artifacts)
 
 
 def _keep(run: Run, what: str, page: str, content: dict[str, Any]) -> None:

@@ -46,7 +46,8 @@ def seeds_section(study: Study, runs: Sequence[Run]) -> ReportSection:
     head = _row("th", "", [METRIC_TITLES[metric] for metric in METRICS])
     text = Markup(
         "<p>Means over the seeds {}, with 95 % intervals of a bootstrap that draws seeds and then test clips, the same for all seeds. "
-        "Few seeds say little about what other seeds would give. By label likelihood; what follows below is of seed {}.</p>"
+        "Few seeds say little about what other seeds would give. By label likelihood; what follows below is of seed {}. The predictions of "
+        'all seeds are under <a href="#sources">Sources</a>.</p>'
     ).format(", ".join(str(run.config.seed) for run in runs), runs[0].config.seed)
     body = Markup("").join(_row("td", title, cells) for title, cells in rows)
     return ReportSection(f"Over {len(runs)} seeds", text + Markup("<table>") + head + body + Markup("</table>"))

@@ -5,7 +5,8 @@
     rbft import multihateclip FOLDER --videos FOLDER --out manifest.parquet       MultiHateClip as published
     rbft import llava FILE … --task FILE --videos FOLDER --out manifest.parquet   LLaVA-style JSON
 
-A video without a file is left out, counted and listed; its split is drawn all the same, so that fetching it later moves no other video.
+A video without a file is left out, counted and listed; its split is drawn all the same, so that fetching it later moves no other video. One
+whose URL is private is not of the published set without its file: with it, it is drawn too, and moves a few others.
 """
 
 from __future__ import annotations

@@ -115,6 +115,8 @@ class Prediction:
     """The label the greedy text names by a strict whole-word parse; None where it names none or several."""
     error_code: str | None = None
     error_message: str | None = None
+    masked_share: float | None = None
+    """Of the clip's pixels, what was masked; 0 where nothing was found to mask, None for a system that sees videos as they are."""
 
 
 def _schema(name: str, version: int, fields: list[pa.Field]) -> pa.Schema:
@@ -143,12 +145,16 @@ def rationale_schema() -> pa.Schema:
     return _schema("rationales", 1, fields)
 
 
-def prediction_schema() -> pa.Schema:
-    """The Arrow schema of `evaluation/<system>/predictions.parquet` (fields of `Prediction`; the two maps as JSON text)."""
+def prediction_schema(*, masked: bool = False) -> pa.Schema:
+    """The Arrow schema of `evaluation/<system>/predictions.parquet` (fields of `Prediction`; the two maps as JSON text).
+
+    Only systems that see videos behind masks have `masked_share`, and readers of the others need not know it.
+    """
     import pyarrow as pa
 
     names = ("label", "predicted", "probabilities", "logprobs", "generated", "generated_label", "error_code", "error_message")
-    return _schema("predictions", 1, [pa.field("id", pa.string(), nullable=False), *(pa.field(name, pa.string()) for name in names)])
+    fields = [pa.field("id", pa.string(), nullable=False), *(pa.field(name, pa.string()) for name in names)]
+    return _schema("predictions", 1, [*fields, *([pa.field("masked_share", pa.float64())] if masked else [])])
 
 
 def check_schema(found: pa.Schema, expected: pa.Schema, where: str) -> None:

@@ -34,7 +34,9 @@ def _add_compare(subparsers: Any) -> None:
     parser.add_argument("system", help=_WHERE)
     parser.add_argument("baseline", help="what it is compared with, said in the same way")
     parser.add_argument("--labels", metavar="A,B,…", help="the task's labels in order, where both are files that do not say")
-    parser.add_argument("--mode", choices=("likelihood", "generate"), default="likelihood", help="which answer (default: %(default)s)")
+    parser.add_argument(
+        "--mode", choices=("likelihood", "generate"), help="how answers are read (default: by likelihood where there are some)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the resamples (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON, with the ids of all videos that changed")
     parser.add_argument("--html", metavar="FILE", help="also write a page with plots, matrices and the videos that changed")
@@ -125,20 +127,22 @@ def _export(arguments: argparse.Namespace) -> None:
     from rbft.errors import ConfigError
     from rbft.evaluation import worklist
     from rbft.evaluation.locate import find_predictions
+    from rbft.evaluation.metrics import answered_modes
 
     found = find_predictions(arguments.predictions)
     examples = _manifest(arguments.manifest or (f"{found.run}/manifest.parquet" if found.run else None))
-    rows = worklist.least_certain(found.predictions, below=arguments.below, wrong_only=arguments.wrong, limit=arguments.limit)
+    mode = answered_modes(found.predictions)[0]
+    rows = worklist.least_certain(found.predictions, mode, below=arguments.below, wrong_only=arguments.wrong, limit=arguments.limit)
     if arguments.format == "csv":
-        storage.write_bytes(arguments.out, worklist.predictions_csv(rows, examples, found.labels))
+        storage.write_bytes(arguments.out, worklist.predictions_csv(rows, examples, found.labels, mode))
     elif arguments.format == "fiftyone":
-        storage.write_json(arguments.out, worklist.fiftyone_samples(rows, examples, found.name))
+        storage.write_json(arguments.out, worklist.fiftyone_samples(rows, examples, found.name, mode))
     else:
         folder, equals, url = (arguments.replace or "=").partition("=")
         if not equals:
             raise ConfigError(f"--replace {arguments.replace}: write FOLDER=URL, e.g. /data/smarthome/videos=https://example.org/videos")
         prefix = (folder, url) if arguments.replace else None
-        storage.write_json(arguments.out, worklist.label_studio_tasks(rows, examples, found.name, url_prefix=prefix))
+        storage.write_json(arguments.out, worklist.label_studio_tasks(rows, examples, found.name, mode, url_prefix=prefix))
         interface = f"{arguments.out.removesuffix('.json')}.xml"
         storage.write_bytes(interface, worklist.label_studio_interface(found.labels).encode())
         print(f"the labelling interface is {interface}")

@@ -8,7 +8,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from rbft.errors import DataError
-from rbft.evaluation.metrics import METRICS, NUM_RESAMPLES, Interval, Mode, answer, answer_indices, interval95, score_confusions
+from rbft.evaluation.metrics import (
+    METRICS,
+    NUM_RESAMPLES,
+    Interval,
+    Mode,
+    answer,
+    answer_indices,
+    interval95,
+    reading_mode,
+    score_confusions,
+)
 from rbft.evaluation.probabilities import WITH_INTERVALS, probability_matrix, resample_probabilities
 from rbft.evaluation.significance import mcnemar_exact, paired_confusions, permutation_p_values
 from rbft.records import Prediction
@@ -38,7 +48,8 @@ class Comparison(BaseModel):
 
     system: str
     baseline: str
-    mode: Mode
+    modes: tuple[Mode, Mode]
+    """How the answers of each were read."""
     num_clips: int
     differences: dict[str, Difference]
     """Metric of `METRICS` -> difference."""
@@ -60,19 +71,21 @@ def compare_predictions(
     labels: Sequence[str],
     *,
     names: tuple[str, str],
-    mode: Mode = "likelihood",
+    mode: Mode | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """`system` minus `baseline`, called `names`, over the same ids in any order.
+    """`system` minus `baseline`, called `names`, over the same ids in any order; both read in `mode`, or each in its own way, by label
+    likelihood where it has some.
 
     Each resample draws whole clips, so both systems are scored on the same draw: what makes a clip hard for both cancels out.
 
     Raises:
-        DataError: the ids or the true labels differ, or a list is not fit for `evaluate_predictions`.
+        DataError: the ids or the true labels differ, a system has no answers in `mode`, or a list is not fit for `evaluate_predictions`.
     """
+    modes = (reading_mode(system, mode, names[0]), reading_mode(baseline, mode, names[1]))
     system, baseline = (sorted(predictions, key=lambda prediction: prediction.id) for predictions in (system, baseline))
-    true, ours = answer_indices(system, labels, mode)
-    _, theirs = answer_indices(baseline, labels, mode)
+    true, ours = answer_indices(system, labels, modes[0])
+    _, theirs = answer_indices(baseline, labels, modes[1])
     _check_paired(system, baseline, names)
 
     # Clips with the same truth and the same two answers are alike: resample their counts, then sum them into the two matrices.
@@ -85,14 +98,15 @@ def compare_predictions(
     deltas = {name: scores[0][name] - scores[1][name] for name in METRICS}
     p_values = permutation_p_values(kinds, counts, num_labels, seed=seed)
     pairs = [
-        (one, answer(one, mode) == one.label, answer(one, mode), answer(other, mode)) for one, other in zip(system, baseline, strict=True)
+        (one, answer(one, modes[0]) == one.label, answer(one, modes[0]), answer(other, modes[1]))
+        for one, other in zip(system, baseline, strict=True)
     ]
     only_system = tuple(one.id for one, is_right, mine, other in pairs if is_right and mine != other)
     only_baseline = tuple(one.id for one, _, mine, other in pairs if mine != other == one.label)
     return Comparison(
         system=names[0],
         baseline=names[1],
-        mode=mode,
+        modes=modes,
         num_clips=num_clips,
         differences={
             name: Difference(value=float(delta[0]), ci95=interval95(delta[1:]), permutation_p=p_values[name])

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from rbft import storage
 from rbft.evaluation.html_pages import PAGES
 from rbft.evaluation.locate import FoundPredictions
-from rbft.evaluation.metrics import METRICS, Metrics, answer, confidence
+from rbft.evaluation.metrics import METRICS, MODE_TITLES, Metrics, answer, confidence
 from rbft.evaluation.probabilities import PROBABILITY_METRICS
 from rbft.evaluation.provenance import DEFINITIONS
 from rbft.evaluation.reliability import reliability_plot
 from rbft.evaluation.report import MAX_MATRIX_LABELS, NUM_LARGEST, comparison_plot
 from rbft.evaluation.report_data import UNLABELLED, ShownVideo
-from rbft.evaluation.side_by_side import SideBySide
+from rbft.evaluation.side_by_side import SideBySide, how_read
 from rbft.evaluation.tables import METRIC_TITLES, PROBABILITY_TITLES, difference_sentence, plain_difference
 from rbft.evaluation.video_cards import VideoCard, make_cards
 from rbft.records import Clip, Prediction
@@ -36,8 +36,9 @@ def changed_videos(
     """Only the one right, only the other, both wrong in other ways: of each at most `limit` shown; kinds without videos are left out."""
     comparison = found.comparison
     sureness: dict[str, float] = {}
-    for row in (*system, *baseline):
-        sureness[row.id] = sureness.get(row.id, 0.0) + (confidence(row, comparison.mode) or 0.0)
+    for rows, mode in zip((system, baseline), comparison.modes, strict=True):
+        for row in rows:
+            sureness[row.id] = sureness.get(row.id, 0.0) + (confidence(row, mode) or 0.0)
     kinds = [
         (f"Only {comparison.system} is right", comparison.only_system),
         (f"Only {comparison.baseline} is right", comparison.only_baseline),
@@ -68,6 +69,8 @@ def render_comparison(
         "names": names,
         "headline": difference_sentence(comparison),
         "comparison": comparison,
+        "how": how_read(comparison),
+        "mode_definitions": [f"by {MODE_TITLES[mode]}" for mode in dict.fromkeys(comparison.modes)],
         "metrics": found.metrics,
         "metric_titles": METRIC_TITLES,
         "has_matrices": len(found.metrics[0].labels) <= MAX_MATRIX_LABELS,
@@ -118,7 +121,7 @@ def _cards(
             id=id_,
             label=first[id_].label or UNLABELLED,
             answers={name: of_system[id_] for name, of_system in rows.items()},
-            wrong=answer(first[id_], found.comparison.mode) != first[id_].label,
+            wrong=answer(first[id_], found.comparison.modes[0]) != first[id_].label,
             clip=clips.get(id_),
             rationale=None,
             attention=None,

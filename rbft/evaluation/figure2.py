@@ -65,9 +65,11 @@ def how_read(attention: AttentionConfig) -> str:
 
 
 def whose_boxes(masking: MaskingConfig) -> str:
-    """In words, for the page."""
+    """In words, for the page; `masking` as it was asked for, not with the file that grounding has made."""
     if masking.boxes is not None:
         return f"Boxes are of {masking.boxes.rpartition('/')[2]}, the {masking.num_objects} most salient objects of a video"
+    if masking.find == "grounding":
+        return f"Boxes are where the base model itself sees objects (grounding), the {masking.num_objects} most salient of a video"
     return f"Boxes are around what moves and stands out, up to {masking.num_objects} a frame"
 
 

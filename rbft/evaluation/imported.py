@@ -12,7 +12,7 @@ from rbft.errors import ArtifactError, DataError
 from rbft.evaluation.predictions import predictions_from_table, predictions_table
 from rbft.layout import RunLayout
 from rbft.lease import Lease
-from rbft.records import Prediction, prediction_schema
+from rbft.records import Example, Prediction, prediction_schema
 from rbft.systems import parse_system
 
 _KEY = "imported"
@@ -47,17 +47,23 @@ def add_to_run(run_dir: str, name: str, predictions: list[Prediction], source: P
     return folder
 
 
-def read_imported(folders: Mapping[str, str], ids: Sequence[str]) -> dict[str, list[Prediction]]:
-    """Name -> predictions, of what run.json has under "imported", for the videos `ids` that the run tests on now.
+def read_imported(folders: Mapping[str, str], examples: Sequence[Example]) -> dict[str, list[Prediction]]:
+    """Name -> predictions, of what run.json has under "imported", for the labelled videos `examples` that the run tests on now.
 
     Raises:
-        DataError: some are for other videos.
+        DataError: some are for other videos, or for these when they had other labels.
     """
+    labels = {example.id: example.label for example in examples}
     found = {}
     for name, folder in folders.items():
         predictions = predictions_from_table(rows.read_finished(folder, "predictions", prediction_schema()), folder)
-        if {row.id for row in predictions} != set(ids):
+        if labels.keys() != {row.id for row in predictions}:
             raise DataError(f"the predictions of {name} were imported for other test videos; import them again for those of the manifest")
+        changed = [row.id for row in predictions if row.label != labels[row.id]]
+        if changed:
+            raise DataError(
+                f"the predictions of {name} were imported when {len(changed)} videos had other labels, e.g. {changed[0]}; import them again"
+            )
         found[name] = predictions
     return found
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rbft import artifacts, storage
 from rbft.errors import ArtifactError
+from rbft.evaluation import calibration, metrics, probabilities
 from rbft.evaluation.metrics import Metrics, answered_modes, evaluate_predictions
 from rbft.evaluation.probabilities import ProbabilityMetrics, evaluate_probabilities, has_probabilities
 from rbft.records import Prediction
 
-VERSION = 1
-"""Of how metrics are computed: kept ones of another version are computed again. To be raised with any change of a metric or an interval."""
+
+@cache
+def code_sha256() -> str:
+    """Of the code that computes metrics and intervals: what other code has computed is computed again."""
+    return artifacts.bytes_sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in (metrics, probabilities, calibration)))
 
 
 class Measures(BaseModel):
@@ -37,7 +43,7 @@ def measure(predictions: Sequence[Prediction], labels: Sequence[str], seed: int)
 
 def kept_measures(uri: str, inputs: Any, make: Callable[[], Measures]) -> Measures:
     """What `make` gives, kept in the JSON file `uri`: read from there if that was made of the same `inputs` (JSON types), else written."""
-    fingerprint = artifacts.fingerprint({"version": VERSION, "inputs": inputs})
+    fingerprint = artifacts.fingerprint({"code": code_sha256(), "inputs": inputs})
     if (kept := _read(uri, fingerprint)) is not None:
         return kept
     measures = make()

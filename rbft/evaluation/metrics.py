@@ -21,6 +21,8 @@ from rbft.errors import DataError
 from rbft.records import Prediction
 
 Mode = Literal["likelihood", "generate"]
+MODE_TITLES: dict[Mode, str] = {"likelihood": "label likelihood", "generate": "generated text"}
+"""How answers are read, in print."""
 Interval = tuple[float, float]
 """Low and high end of a 95 % interval."""
 
@@ -164,6 +166,18 @@ def answered_modes(predictions: Sequence[Prediction]) -> tuple[Mode, ...]:
     if has_text and not has_likelihoods:
         return ("generate",)
     return ("likelihood", "generate") if has_text else ("likelihood",)
+
+
+def reading_mode(predictions: Sequence[Prediction], mode: Mode | None, name: str) -> Mode:
+    """`mode`, or where that is None how the answers of the system called `name` are read first.
+
+    Raises:
+        DataError: there are no answers in `mode`, so that every video would count as wrong.
+    """
+    modes = answered_modes(predictions)
+    if mode is not None and mode not in modes:
+        raise DataError(f"{name}: has no answers by {MODE_TITLES[mode]}, only by {MODE_TITLES[modes[0]]}; compare it by that")
+    return mode or modes[0]
 
 
 def answer(prediction: Prediction, mode: Mode) -> str | None:

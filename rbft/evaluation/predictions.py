@@ -15,19 +15,19 @@ from rbft.records import Prediction, check_schema, prediction_schema
 _MAPS = ("probabilities", "logprobs")
 
 
-def predictions_table(predictions: Sequence[Prediction]) -> pa.Table:
+def predictions_table(predictions: Sequence[Prediction], *, masked: bool = False) -> pa.Table:
     """The predictions as a table of `prediction_schema`, the two maps as JSON text."""
-    schema = prediction_schema()
+    schema = prediction_schema(masked=masked)
     return pa.Table.from_pylist([_row(prediction, schema.names) for prediction in predictions], schema=schema)
 
 
 def predictions_from_table(table: pa.Table, where: str) -> list[Prediction]:
-    """The predictions in a table read from `where`.
+    """The predictions in a table read from `where`, with what was masked if it says that.
 
     Raises:
         ArtifactError: another schema, or a map that is not JSON.
     """
-    schema = prediction_schema()
+    schema = prediction_schema(masked="masked_share" in table.column_names)
     check_schema(table.schema, schema, where)
     return [_prediction(row, where) for row in table.select(schema.names).to_pylist()]
 

@@ -46,6 +46,8 @@ class Source:
     num_videos: int
     facts: Mapping[str, str] = field(default_factory=dict)
     """What else is known, in the order of the page: model, engine, what it was trained on."""
+    more: tuple[tuple[str, str, str], ...] = ()
+    """(what is in it, path or URI, SHA-256) of what else the system's numbers are made of: other seeds, calibration, tokens and costs."""
 
     @property
     def line(self) -> str:
@@ -63,8 +65,12 @@ def read_source(folder: str, system: str, *, num_videos: int, split: str | None 
     marker = artifacts.read_marker(folder)
     lineage = marker["lineage"]
     known = {name: str(lineage[key]) for key, name in _LINEAGE.items() if lineage.get(key) is not None}
-    files = tuple((f"{folder}/{name}", str(part["sha256"])) for name, part in marker["parts"].items())
-    return Source(system, files, str(marker["fingerprint"]), split, num_videos, dict(facts or {}) | known)
+    return Source(system, read_files(folder), str(marker["fingerprint"]), split, num_videos, dict(facts or {}) | known)
+
+
+def read_files(folder: str) -> tuple[tuple[str, str], ...]:
+    """(file, SHA-256) of the complete `folder`; raises `ArtifactError` if it is not."""
+    return tuple((f"{folder}/{name}", str(part["sha256"])) for name, part in artifacts.read_marker(folder)["parts"].items())
 
 
 _LINEAGE = {"engine": "engine", "imported_from": "imported from", "sha256": "SHA-256 of what was imported"}

@@ -9,9 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rbft.evaluation.metrics import Metrics, metrics_from_confusion
+from rbft.config import MaskingConfig
+from rbft.errors import ModelRefusedError
+from rbft.evaluation.figure2 import whose_boxes
+from rbft.evaluation.metrics import Metrics, answered_modes, metrics_from_confusion
 from rbft.evaluation.paper import SMARTHOME_LABELS, Flag, PaperRow, paper_table
 from rbft.evaluation.tables import aligned, interval, percent, system_title
+from rbft.records import Prediction
 from rbft.systems import MASK_KINDS, behind_masks, split_masks
 
 BACKBONES = {"qwen2_vl": "Qwen2-VL-7B", "qwen2_5_vl": "Qwen2.5-VL-7B"}
@@ -92,17 +96,27 @@ class PaperTable:
 
 
 def make_table(
-    spec: TableSpec, dataset: str, labels: Sequence[str], results: Mapping[str, Mapping[str, Metrics]], others: Mapping[str, Metrics]
+    spec: TableSpec,
+    dataset: str,
+    labels: Sequence[str],
+    results: Mapping[str, Mapping[str, Metrics]],
+    others: Mapping[str, Metrics],
+    *,
+    paper_models: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
+    remarks: Sequence[str] = (),
 ) -> PaperTable:
     """The table of `spec` on the data called `dataset`.
 
-    `results`: backbone (a name of `BACKBONES`' values, or any other) -> system -> metrics; `others`: systems that are no backbone's, such
-    as API models, by name. The paper's rows of systems that are not here stand below.
+    `results`: backbone -> system -> metrics; `others`: systems that are no backbone's, such as API models, by name. `paper_models`:
+    backbone -> the paper's model whose rows stand beside its own, where that has another name; of several with the same model beside the
+    first's. The paper's rows of systems that are not here stand below. `notes`: system of `others` -> what its row says; `remarks` stand
+    below the table.
     """
     theirs = {(row.model, row.method): row for row in paper_table(spec.number)}
     rows: list[TableRow] = []
     for name, metrics in others.items():
-        rows.append(_ours(system_title(name), metrics, labels))
+        rows.append(_ours(system_title(name), metrics, labels, (notes or {}).get(name, "")))
         rows += [_theirs(row, labels) for key, row in _taken(theirs, name)]
     for backbone, by_system in results.items():
         for system, method in spec.methods.items():
@@ -110,12 +124,14 @@ def make_table(
                 continue
             prefix = f"{backbone}: " if len(results) > 1 else ""
             rows.append(_ours(prefix + system_title(system), by_system[system], labels))
-            if (row := theirs.pop((backbone, method), None)) is not None:
+            if (row := theirs.pop(((paper_models or {}).get(backbone, backbone), method), None)) is not None:
                 rows.append(_theirs(row, labels))
     rows += [_theirs(row, labels) for row in theirs.values()]
     ours = [*others.values(), *(metrics for by_system in results.values() for metrics in by_system.values())]
     columns = (*_OVERALL, *(f"F1 {label}" for label in labels), *(f"recall {label}" for label in labels))
-    return PaperTable(spec.number, f"Table {spec.number}: {spec.title} ({dataset})", columns, tuple(rows), _notes(labels, ours))
+    return PaperTable(
+        spec.number, f"Table {spec.number}: {spec.title} ({dataset})", columns, tuple(rows), (*_notes(labels, ours), *remarks)
+    )
 
 
 def _taken(theirs: dict[tuple[str, str], PaperRow], name: str) -> list[tuple[tuple[str, str], PaperRow]]:
@@ -125,13 +141,33 @@ def _taken(theirs: dict[tuple[str, str], PaperRow], name: str) -> list[tuple[tup
     return found
 
 
-def _ours(name: str, metrics: Metrics, labels: Sequence[str]) -> TableRow:
+def answers_note(predictions: Sequence[Prediction]) -> str:
+    """What a row says of how its answers came about: where they are read from text, and how many are refusals."""
+    by_text = ["by generated text"] if answered_modes(predictions)[0] == "generate" else []
+    num_refusals = sum(row.error_code == ModelRefusedError.code for row in predictions)
+    return "; ".join([*by_text, *([f"{num_refusals} refused"] if num_refusals else [])])
+
+
+def masks_note(of_objects: Sequence[Prediction], at_random: Sequence[Prediction], masking: MaskingConfig) -> str:
+    """How many videos are masked and how much of them, and what decided it; from the same system's predictions behind either mask."""
+    shares = [[row.masked_share for row in rows if row.masked_share] for rows in (of_objects, at_random)]
+    area, random_area = (percent(sum(found) / len(found)) if found else percent(0) for found in shares)
+    num_masked, num_videos = len(shares[0]), sum(row.masked_share is not None for row in of_objects)
+    rest = "" if num_masked == num_videos else "; in the others nothing was found, and they are seen as they are"
+    fill = {"mean": "the clip's mean colour", "black": "black", "gray": "gray"}[masking.fill]
+    return (
+        f"{num_masked} of {num_videos} videos are masked, on average {area} of their area over objects and {random_area} at random "
+        f"places{rest}. {whose_boxes(masking)}. Filled with {fill}; places are drawn with seed {masking.seed}."
+    )
+
+
+def _ours(name: str, metrics: Metrics, labels: Sequence[str], note: str = "") -> TableRow:
     scores = [(getattr(metrics, metric), metrics.ci95[metric]) for metric in ("accuracy", "balanced_accuracy", "macro_f1")]
     cells = [f"{percent(value)} {interval(ends)}" for value, ends in scores]
     of_labels = [(score, metrics.per_class[label]) for score in ("f1", "recall") for label in labels]
     cells += [f"{percent(getattr(scores, score))} {interval(scores.ci95[score])}" for score, scores in of_labels]
     answered = "" if metrics.coverage == 1 else f"{percent(metrics.coverage)} answered, the rest counts as wrong"
-    return TableRow(name, False, tuple(cells), answered)
+    return TableRow(name, False, tuple(cells), "; ".join(filter(None, (note, answered))))
 
 
 def _theirs(row: PaperRow, labels: Sequence[str]) -> TableRow:

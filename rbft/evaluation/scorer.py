@@ -41,13 +41,15 @@ class Scorer:
 
     async def predict(self, example: Example) -> Prediction:
         """What the engine's model says about `example`. Raises `EngineGoneError` only."""
+        masked_share: float | None = None
         async with self._budget.place(self._spec) as place:
             messages = self._task.question_messages(example.context)
             try:
                 clip = await self._pool.decode_async(example.uri, self._spec, example.start_s, example.end_s)
                 place.hold(clip)
                 if self._masker is not None:
-                    clip = (await self._masker.mask(example.id, clip)).clip
+                    masked = await self._masker.mask(example.id, clip)
+                    clip, masked_share = masked.clip, masked.share
                 answer = await self._engine.answer(clip, messages, self._task.labels, self._max_new_tokens)
             except EngineGoneError:
                 raise
@@ -62,4 +64,5 @@ class Scorer:
             logprobs=answer.logprobs,
             generated=answer.generated.text,
             generated_label=self._task.parse_label(answer.generated.text),
+            masked_share=masked_share,
         )

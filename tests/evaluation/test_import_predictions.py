@@ -138,5 +138,5 @@ def test_what_we_export_as_csv_comes_back(tmp_path: Path) -> None:
         Prediction("d,e", "normal", None, error_code="video_decode", error_message="d.mp4: truncated"),
     ]
     path = tmp_path / "out.csv"
-    path.write_bytes(predictions_csv(rows, {example.id: example for example in EXAMPLES}, TASK.labels))
+    path.write_bytes(predictions_csv(rows, {example.id: example for example in EXAMPLES}, TASK.labels, "likelihood"))
     assert import_predictions(path, EXAMPLES, TASK) == rows

@@ -22,6 +22,12 @@ def _truth(i: int) -> str:
     return TASK.labels[i % 3 % 2]
 
 
+def _texts(num_clips: int, wrong_every: int) -> list[Prediction]:
+    """Of a model that tells no likelihoods."""
+    said = [(row.id, row.label, row.predicted) for row in _answers("test", num_clips, wrong_every)]
+    return [Prediction(id_, label, None, generated=f"{given}.", generated_label=given) for id_, label, given in said]
+
+
 def _answers(split: str, num_clips: int, wrong_every: int) -> list[Prediction]:
     answers = []
     for i in range(num_clips):
@@ -43,6 +49,7 @@ def run(tmp_path: Path) -> Path:
     systems = {
         "rb-ft": _answers("test", NUM_TEST, 10),
         "direct-sft-2": _answers("test", NUM_TEST, 4),
+        "gpt-4o": _texts(NUM_TEST, 20),
         "zero-shot": _answers("validation", NUM_VALIDATION, 5),
     }
     known = {}
@@ -98,9 +105,39 @@ def test_a_run_and_a_file_are_compared_by_the_labels_of_the_run(run: Path, tmp_p
     assert "constant" in capsys.readouterr().out
 
 
+def test_a_system_that_tells_no_likelihoods_is_compared_by_its_text(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["compare", f"{run}/gpt-4o", f"{run}/rb-ft", "--html", f"{tmp_path}/difference.html"]) == 0
+    text = capsys.readouterr().out
+    assert "40 clips, gpt-4o by generated text, rb-ft by label likelihood" in text
+    (accuracy,) = (line for line in text.splitlines() if line.startswith("accuracy"))
+    assert "95.00 %" in accuracy and "90.00 %" in accuracy  # wrong are 2 and 4 of 40
+    (answered,) = (line for line in text.splitlines() if line.startswith("answered"))
+    assert answered.split() == ["answered", "100.00", "%", "100.00", "%"]
+    assert "only gpt-4o is right: 2 (test-10, test-30)" in text
+    page = (tmp_path / "difference.html").read_text()
+    assert "gpt-4o by generated text, rb-ft by label likelihood" in page and "the greedily generated text names" in page
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("likelihood", "gpt-4o: has no answers by label likelihood, only by generated text"),
+        ("generate", "rb-ft: has no answers by generated text, only by label likelihood"),
+    ],
+)
+def test_a_system_is_not_compared_by_answers_that_it_has_not_given(
+    run: Path, capsys: pytest.CaptureFixture[str], mode: str, says: str
+) -> None:
+    assert cli.main(["compare", f"{run}/gpt-4o", f"{run}/rb-ft", "--mode", mode]) == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("where", "says"),
-    [("rb-fx", "has no predictions of 'rb-fx'; it has those of direct-sft-2, rb-ft, zero-shot"), ("../nowhere/x", "no predictions there")],
+    [
+        ("rb-fx", "has no predictions of 'rb-fx'; it has those of direct-sft-2, gpt-4o, rb-ft, zero-shot"),
+        ("../nowhere/x", "no predictions there"),
+    ],
 )
 def test_what_is_not_there_is_said_with_what_is(run: Path, capsys: pytest.CaptureFixture[str], where: str, says: str) -> None:
     assert cli.main(["compare", f"{run}/rb-ft", f"{run}/{where}"]) == 2
@@ -151,6 +188,11 @@ def test_the_least_certain_are_exported(run: Path, tmp_path: Path, capsys: pytes
     assert text.count("test-00") >= 1 and "test-01" not in text  # 0.55 sure, and 0.607
     if form == "label-studio":
         assert "https://example.org/test-00.mp4" in text and '<Choice value="normal"/>' in (tmp_path / "out.xml").read_text()
+
+
+def test_mistakes_of_a_system_that_tells_no_likelihoods_are_exported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predictions", "export", f"{run}/gpt-4o", "--wrong", "--out", f"{tmp_path}/out.csv"]) == 0
+    assert "wrote 2 of 40 predictions of gpt-4o" in capsys.readouterr().out
 
 
 def test_calibration_is_fitted_on_validation_and_applied_to_test(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

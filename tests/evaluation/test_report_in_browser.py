@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rbft.config import AttentionConfig, MaskingConfig
+from rbft.evaluation import figure2
 from rbft.evaluation.comparison_page import changed_videos, render_comparison
+from rbft.evaluation.figure2 import Figure2, Strip
 from rbft.evaluation.locate import FoundPredictions
+from rbft.evaluation.looking.attention_map import AttentionMap
+from rbft.evaluation.looking.boxes import Box, boxes_in_frames
+from rbft.evaluation.looking.focus import Focus
+from rbft.evaluation.looking.heatmaps import png, strip
 from rbft.evaluation.metrics import metrics_from_confusion
 from rbft.evaluation.paper import SMARTHOME_LABELS
 from rbft.evaluation.provenance import Source
 from rbft.evaluation.report import NUM_AT_FIRST, render_report
 from rbft.evaluation.report_data import ReportData
 from rbft.evaluation.reproduction import TABLES, make_table
-from rbft.evaluation.reproduction_page import render_table
+from rbft.evaluation.reproduction_page import Made, render_figure2, render_table
 from rbft.evaluation.side_by_side import side_by_side
 from tests.browser import Page, browser_page, needs_browser
 from tests.evaluation.sample_report import TASK, sample_clip, sample_predictions, sample_report
 
 pytestmark = needs_browser
 
+MADE = {
+    "smarthome": Made(
+        "rbft reproduce table1 --config configs/smarthome-qwen2.5-vl-7b.yaml",
+        {"folder": "runs/smarthome", "commit": "ab" * 20},
+        {"torch": "2.9.1"},
+        {"train/rb-ft/classify": f"train/rb-ft/classify/{'0f' * 16}"},
+    )
+}
 PHONE, DESK = 390, 1280
 PAPER = 718
 """A4 less its margins, at 96 pixels an inch."""
@@ -76,17 +93,44 @@ def paper_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("table") / "table1.html"
     ours = metrics_from_confusion([[30, 10], [5, 55]], SMARTHOME_LABELS)
     table = make_table(TABLES[1], "a world", SMARTHOME_LABELS, {"Qwen2.5-VL-7B": dict.fromkeys(TABLES[1].systems, ours)}, {})
-    path.write_text(render_table(table, {}), encoding="utf-8")
+    path.write_text(render_table(table, {}, MADE), encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("which", ["file", "comparison_file", "paper_file"])
+@pytest.fixture(scope="module")
+def figure_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Figure 2 of two models on a long video."""
+    path = tmp_path_factory.mktemp("figure") / "figure2.html"
+    focus = {f"clip-{i}": Focus(inside=0.4, area=0.2) for i in range(6)}
+    rows = figure2.make_rows(dict.fromkeys(("Direct-SFT (1 epoch)", "RB-FT"), (focus, focus)), seed=0)
+    clip = sample_clip()
+    maps = {name: AttentionMap(np.full(48, 1 / 48, np.float32), np.full((4, 3, 4), 1 / 48, np.float32)) for name in rows}
+    picture = base64.b64encode(png(strip(clip, maps, boxes_in_frames([Box(0.2, 0.2, 0.6, 0.6)], clip)))).decode()
+    figure = Figure2(
+        "Figure 2: what the models look at (a world)",
+        rows,
+        {"RB-FT − Direct-SFT (1 epoch)": figure2.difference(focus, focus, seed=0)},
+        figure2.how_read(AttentionConfig()),
+        figure2.whose_boxes(MaskingConfig()),
+        (Strip("clip-0", "clip-0, normal", picture),),
+    )
+    path.write_text(render_figure2(figure, MADE), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("which", ["file", "comparison_file", "paper_file", "figure_file"])
 @pytest.mark.parametrize("width", [320, PHONE, DESK])
 def test_nothing_is_wider_than_the_window(page: Page, which: str, width: int, request: pytest.FixtureRequest) -> None:
     page.open(request.getfixturevalue(which), width=width)
     page.run("document.querySelectorAll('details').forEach(e => e.open = true)")
     assert page.run(TOO_WIDE) == []
     assert page.run("document.documentElement.scrollWidth") == width
+
+
+def test_the_figure_shows_its_strips_and_fetches_nothing(page: Page, figure_file: Path) -> None:
+    page.open(figure_file, width=PHONE)
+    assert page.complaints() == []
+    assert page.run("[...document.images].map(e => e.complete && e.naturalWidth > e.naturalHeight)") == [True]
 
 
 def test_before_a_cell_is_chosen_the_main_systems_worst_videos_stand_open(page: Page, file: Path, report: ReportData) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from rbft.config import MaskingConfig
 from rbft.evaluation.failures import analyse_failures
 from rbft.evaluation.metrics import metrics_from_confusion
 from rbft.evaluation.paper import PAPER_ROWS, SMARTHOME_LABELS
-from rbft.evaluation.reproduction import BACKBONES, TABLES, make_table, table_json, table_text
-from rbft.evaluation.reproduction_page import render_table
+from rbft.evaluation.reproduction import BACKBONES, TABLES, answers_note, make_table, masks_note, table_json, table_text
+from rbft.evaluation.reproduction_page import Made, render_table
 from rbft.records import Prediction
 from rbft.systems import parse_system
 
@@ -72,6 +73,34 @@ def test_two_backbones_are_told_apart_and_three_classes_have_columns() -> None:
     assert dict(zip(table.columns, table.rows[1].cells, strict=True))["F1 hateful"] == "14.29 %"
 
 
+def test_backbones_of_one_architecture_keep_their_own_names_and_the_first_has_the_papers_rows_beside_it() -> None:
+    results = {name: {"rb-ft": OURS} for name in ("Qwen2.5-VL-3B", "Qwen2.5-VL-7B-tuned")}
+    table = make_table(TABLES[1], "x", SMARTHOME_LABELS, results, {}, paper_models=dict.fromkeys(results, QWEN25))
+    assert [row.name for row in table.rows[:3]] == ["Qwen2.5-VL-3B: RB-FT", f"paper: {QWEN25}, RB-FT", "Qwen2.5-VL-7B-tuned: RB-FT"]
+
+
+def test_a_row_says_that_it_is_read_from_text_and_how_many_were_refused() -> None:
+    refused = Prediction("c", "normal", None, error_code="model_refused", generated="I cannot help")
+    by_text = [Prediction(id_, "normal", None, generated="normal", generated_label="normal") for id_ in "ab"]
+    assert answers_note([*by_text, refused]) == "by generated text; 1 refused"
+    assert answers_note([Prediction("a", "normal", "normal")]) == ""
+    metrics = metrics_from_confusion([[3, 1, 0], [0, 3, 1]], SMARTHOME_LABELS)
+    table = make_table(TABLES[1], "x", SMARTHOME_LABELS, {}, {"gpt-4o": metrics}, notes={"gpt-4o": "by generated text; 1 refused"})
+    assert table.rows[0].note == "by generated text; 1 refused; 87.50 % answered, the rest counts as wrong"
+
+
+def test_the_note_on_masks_counts_the_videos_in_which_nothing_was_found() -> None:
+    def rows(*shares: float | None) -> list[Prediction]:
+        return [Prediction(str(i), "normal", "normal", masked_share=share) for i, share in enumerate(shares)]
+
+    masking = MaskingConfig(boxes="/data/true.parquet", fill="black", seed=7)
+    note = masks_note(rows(0.2, 0.4, 0.0, None), rows(0.2, 0.3, 0.0, None), masking)
+    assert note.startswith("2 of 3 videos are masked, on average 30.00 % of their area over objects and 25.00 % at random places; in the")
+    assert "true.parquet" in note and "Filled with black; places are drawn with seed 7." in note
+    assert "nothing was found" not in masks_note(rows(0.2), rows(0.2), masking)
+    assert "grounding" in masks_note(rows(0.2), rows(0.2), MaskingConfig(find="grounding"))
+
+
 def test_other_labels_have_no_column_of_the_papers_and_that_is_said() -> None:
     ours = metrics_from_confusion([[5, 1], [2, 3]], ("cat", "dog"))
     table = make_table(TABLES[1], "pets", ("cat", "dog"), {"Tiny": {"rb-ft": ours}}, {})
@@ -94,10 +123,13 @@ def test_text_json_and_page_say_the_same() -> None:
     ]
     other = [Prediction(row.id, row.label, "normal", row.probabilities) for row in rows]
     analysis = analyse_failures(rows, other, names=("rb-ft", "direct-sft-2"), attributes={})
-    page, text, content = render_table(table, {QWEN25: analysis}), table_text(table), table_json(table)
+    made = {"homes": Made("rbft reproduce table3 <x>", {"commit": "abc123"}, {"torch": "2.9"}, {"evaluation/rb-ft": "evaluation/rb-ft/0f"})}
+    page, text, content = render_table(table, {"<a & b>": analysis}, made), table_text(table), table_json(table)
     for row in table.rows:
         assert row.name.replace("'", "&#39;") in page and row.name in text
-    assert "&lt;a &amp; b&gt;" in page and "<script" not in page
+    for known in ("rbft reproduce table3 &lt;x&gt;", "abc123", "2.9", "evaluation/rb-ft/0f"):
+        assert known in page
+    assert "differ (&lt;a &amp; b&gt;)" in page and "<script" not in page
     assert [row["name"] for row in content["rows"]] == [row.name for row in table.rows]
     (line,) = (line for line in text.splitlines() if line.startswith("RB-FT  "))
     assert line.count("[") == 3 and "91.67 %" in line, "of the overall scores only"

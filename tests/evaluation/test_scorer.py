@@ -79,5 +79,6 @@ def test_with_a_masker_the_engine_sees_the_clip_behind_its_masks(engine: HFEngin
     masked = asyncio.run(masker.mask("good", pool.decode(example.uri, SPEC)))
     assert masked.share > 0
     (prediction,) = predict_all(engine, pool, [example], masker)
+    assert prediction.masked_share == masked.share
     assert prediction.logprobs == pytest.approx(asyncio.run(engine.score(masked.clip, TASK.question_messages(), TASK.labels)), abs=1e-5)
     assert prediction.logprobs != predict_all(engine, pool, [example])[0].logprobs

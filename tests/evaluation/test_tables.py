@@ -84,7 +84,7 @@ def test_the_sentence_claims_no_more_than_the_interval(value: float, ends: tuple
     comparison = Comparison(
         system="rb-ft",
         baseline="direct-sft-2",
-        mode="likelihood",
+        modes=("likelihood", "likelihood"),
         num_clips=512,
         differences=differences,
         mcnemar_p=1.0,

@@ -36,26 +36,26 @@ EXAMPLES = {
 
 
 def test_the_least_certain_come_first_and_those_without_an_answer_before_them() -> None:
-    assert [row.id for row in least_certain(ROWS)] == ["broken", "unsure", "new", "sure"]
-    assert [row.id for row in least_certain(ROWS, below=0.6)] == ["broken", "unsure"]
-    assert [row.id for row in least_certain(ROWS, wrong_only=True)] == ["broken", "unsure"]
-    assert [row.id for row in least_certain(ROWS, limit=1)] == ["broken"]
+    assert [row.id for row in least_certain(ROWS, "likelihood")] == ["broken", "unsure", "new", "sure"]
+    assert [row.id for row in least_certain(ROWS, "likelihood", below=0.6)] == ["broken", "unsure"]
+    assert [row.id for row in least_certain(ROWS, "likelihood", wrong_only=True)] == ["broken", "unsure"]
+    assert [row.id for row in least_certain(ROWS, "likelihood", limit=1)] == ["broken"]
 
 
 @given(st.lists(st.floats(0.5, 1.0), max_size=20), st.floats(0, 1))
 def test_below_takes_all_that_are_and_no_other(shares: list[float], below: float) -> None:
     rows = [Prediction(str(i), "normal", "normal", {"normal": share, "abnormal": 1 - share}) for i, share in enumerate(shares)]
-    found = [row.probabilities["normal"] for row in least_certain(rows, below=below)]
+    found = [row.probabilities["normal"] for row in least_certain(rows, "likelihood", below=below)]
     assert found == sorted(share for share in shares if share < below)
 
 
 def test_a_limit_on_confidence_needs_probabilities() -> None:
     with pytest.raises(DataError, match=r"1 answers have no probability, e\.g\. that for 'x'"):
-        least_certain([Prediction("x", "normal", "normal")], below=0.5)
+        least_certain([Prediction("x", "normal", "normal")], "likelihood", below=0.5)
 
 
 def test_the_csv_has_everything_and_a_spreadsheet_reads_it_as_utf8() -> None:
-    content = predictions_csv(ROWS, EXAMPLES, LABELS)
+    content = predictions_csv(ROWS, EXAMPLES, LABELS, "likelihood")
     assert content.startswith(b"\xef\xbb\xbf")
     rows = {row["id"]: row for row in csv.DictReader(io.StringIO(content.decode("utf-8-sig")))}
     assert [rows[id_]["correct"] for id_ in ("sure", "unsure", "broken", "new")] == ["yes", "no", "no", ""]
@@ -68,7 +68,11 @@ def test_the_csv_has_everything_and_a_spreadsheet_reads_it_as_utf8() -> None:
 def test_label_studio_tasks_are_pre_annotated_as_its_guide_says_and_fit_the_interface() -> None:
     # https://labelstud.io/guide/predictions: "data", and "predictions" with a "result" whose names and values are the interface's.
     tasks = json.loads(
-        json.dumps(label_studio_tasks(least_certain(ROWS), EXAMPLES, "rb-ft", url_prefix=("/data/", "https://example.org/")))
+        json.dumps(
+            label_studio_tasks(
+                least_certain(ROWS, "likelihood"), EXAMPLES, "rb-ft", "likelihood", url_prefix=("/data/", "https://example.org/")
+            )
+        )
     )
     interface = ElementTree.fromstring(label_studio_interface(LABELS))
     video, choices = interface.find("Video"), interface.find("Choices")
@@ -94,12 +98,12 @@ def test_labels_are_escaped_in_the_interface() -> None:
 
 def test_a_video_outside_the_folder_that_is_replaced_is_refused() -> None:
     with pytest.raises(DataError, match=r"/data/videos/sure 1\.mp4: does not begin with '/elsewhere/'"):
-        label_studio_tasks(ROWS[:1], EXAMPLES, "rb-ft", url_prefix=("/elsewhere/", "https://example.org/"))
+        label_studio_tasks(ROWS[:1], EXAMPLES, "rb-ft", "likelihood", url_prefix=("/elsewhere/", "https://example.org/"))
 
 
 def test_fiftyone_samples_are_what_sample_from_dict_takes() -> None:
     # fiftyone.core.sample.Sample.from_dict: `_media_type` is taken off, the others are fields; embedded documents name their class.
-    found = json.loads(json.dumps(fiftyone_samples(ROWS, EXAMPLES, "rb-ft")))
+    found = json.loads(json.dumps(fiftyone_samples(ROWS, EXAMPLES, "rb-ft", "likelihood")))
     assert list(found) == ["samples"]
     by_id: dict[str, dict[str, Any]] = {sample["rbft_id"]: sample for sample in found["samples"]}
     fields = {frozenset(sample) for sample in by_id.values()}
@@ -119,4 +123,23 @@ def test_fiftyone_samples_are_what_sample_from_dict_takes() -> None:
 
 def test_a_prediction_of_no_video_of_the_manifest_is_refused() -> None:
     with pytest.raises(DataError, match="prediction x: is of no video of the manifest"):
-        fiftyone_samples([Prediction("x", None, "normal")], EXAMPLES, "rb-ft")
+        fiftyone_samples([Prediction("x", None, "normal")], EXAMPLES, "rb-ft", "likelihood")
+
+
+def test_a_system_that_tells_no_likelihoods_is_read_by_its_text() -> None:
+    text_only = [
+        Prediction("sure", "normal", None, generated="It is normal.", generated_label="normal"),
+        Prediction("unsure", "abnormal", None, generated="It is normal.", generated_label="normal"),
+        Prediction("broken", "normal", None, error_code="model_refused", error_message="I cannot", generated="I cannot"),
+    ]
+    wrong = least_certain(text_only, "generate", wrong_only=True)
+    assert [row.id for row in wrong] == ["broken", "unsure"]
+    table = csv.DictReader(io.StringIO(predictions_csv(text_only, EXAMPLES, LABELS, "generate").decode("utf-8-sig")))
+    assert [(row["predicted"], row["correct"]) for row in table] == [("normal", "yes"), ("normal", "no"), ("", "no")]
+    samples = fiftyone_samples(text_only, EXAMPLES, "gpt-4o", "generate")["samples"]
+    assert [sample["tags"] for sample in samples] == [["test"], ["test", "wrong"], ["test", "wrong", "no answer"]]
+    assert samples[0]["prediction"]["label"] == "normal" and samples[2]["prediction"] is None
+    tasks = label_studio_tasks(wrong, EXAMPLES, "gpt-4o", "generate")
+    assert "predictions" not in tasks[0] and tasks[1]["predictions"][0]["result"][0]["value"]["choices"] == ["normal"]
+    with pytest.raises(DataError, match="2 answers have no probability"):
+        least_certain(text_only, "generate", below=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,18 @@ from miniature.world import sample_world
 from miniature.write import write_world
 from ray_jobs.evaluate import evaluate, held_out, prediction_work, read_calibrations
 from ray_jobs.pipeline import make_report, make_summary, results_table
+from ray_jobs.provenance import read_sources
 from ray_jobs.run import Run
 from rbft import artifacts, rows, storage
 from rbft.config import load_config
 from rbft.errors import ConfigError, DataError
+from rbft.evaluation import measures
 from rbft.evaluation.calibration import Calibration
-from rbft.evaluation.imported import add_to_run
+from rbft.evaluation.imported import add_to_run, read_imported
 from rbft.evaluation.looking.attention_map import AttentionMap, maps_table
 from rbft.evaluation.predictions import predictions_table
 from rbft.rationales.table import rationales_table
-from rbft.records import Example, Prediction, Rationale
+from rbft.records import Example, Prediction, Rationale, prediction_schema
 from tests.tiny_models import make_tiny_model
 
 LABELS = ("normal", "abnormal")
@@ -75,6 +78,9 @@ def test_a_run_is_calibrated_on_validation_and_reports_both_numbers(repository: 
     assert (source.split, source.num_videos, source.facts["engine"]) == ("test", 8, run.config.evaluation.engine)
     for file, sha256 in source.files:
         assert file.startswith(f"evaluation/{SYSTEM}/") and artifacts.file_sha256(f"{run.layout.root}/{file}") == sha256
+    assert [what for what, _, _ in source.more] == ["validation predictions", "calibration"]
+    for _, file, sha256 in source.more:
+        assert file.startswith(f"calibration/{SYSTEM}/") and artifacts.file_sha256(f"{run.layout.root}/{file}") == sha256
     assert artifacts.file_sha256(run.layout.manifest) in report.provenance["manifest"]
     text = Path(run.layout.report).read_text()
     assert f"calibrated: temperature {fitted.temperature:.3f}" in text
@@ -85,7 +91,7 @@ def test_a_run_is_calibrated_on_validation_and_reports_both_numbers(repository: 
 
 
 def test_metrics_are_computed_again_only_when_something_they_are_made_of_has_changed(
-    repository: Path, tmp_path: Path, sources: list[str]
+    repository: Path, tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _open(repository, tmp_path, sources, "evaluation.calibrate=true")
     for use in ("evaluation", "calibration"):
@@ -110,6 +116,12 @@ def test_metrics_are_computed_again_only_when_something_they_are_made_of_has_cha
     assert reseeded.artifact(f"evaluation/{SYSTEM}") == folder and system.probabilities is not None and true.probabilities is not None
     assert system.probabilities.brier == true.probabilities.brier
     storage.write_bytes(f"{folder}/metrics.json", b"{")
+    assert make_report(reseeded).systems[0].probabilities == system.probabilities
+
+    kept = storage.read_json(f"{folder}/metrics.json")
+    kept["probabilities"]["brier"] = 79.0
+    storage.write_json(f"{folder}/metrics.json", kept)
+    monkeypatch.setattr(measures, "code_sha256", lambda: "of another way to compute them")
     assert make_report(reseeded).systems[0].probabilities == system.probabilities
 
 
@@ -142,9 +154,14 @@ def test_predictions_made_elsewhere_stand_in_the_report_and_only_for_the_same_vi
     add_to_run(run.layout.root, "videomae", answers, source)
     reopened = _open(repository, tmp_path, sources)
     report = make_report(reopened)
+    assert report.title == "RB-FT: miniature world", "as data.title says"
     assert [system.name for system in report.systems] == ["videomae", SYSTEM]
     assert report.systems[0].main.accuracy == 1 and report.systems[0].probabilities is None
     assert report.sources[0].facts == {"imported from": "videomae.csv", "SHA-256 of what was imported": artifacts.file_sha256(source)}
+
+    corrected = [replace(example, label="normal" if example.label == "abnormal" else "abnormal") for example in held_out(run)]
+    with pytest.raises(DataError, match="videomae were imported when 8 videos had other labels"):
+        read_imported(reopened.fact("imported", {}), corrected)
 
     source.write_text("with one video less")
     add_to_run(run.layout.root, "videomae", answers[1:], source)
@@ -161,7 +178,7 @@ def test_the_reports_videos_have_frames_rationales_and_attention_and_are_asked_a
     ids = [example.id for example in held_out(run)]
     folder = str(run.artifact(f"evaluation/{SYSTEM}"))
     rows.write_part(f"{folder}/samples", rationales_table([Rationale(id_, 0, text=f"said of {id_}") for id_ in ids]))
-    settings = artifacts.fingerprint(run.config.evaluation.attention.model_dump(mode="json"))
+    settings = artifacts.fingerprint(run.config.evaluation.attention.model_dump(mode="json", exclude={"num_shown"}))
     looks = {id_: AttentionMap(np.full(12, 1 / 12, np.float32), np.full((2, 2, 3), 1 / 12, np.float32)) for id_ in ids[1:]}
     attention = rows.write_part(f"{folder}/attention-{settings}", maps_table(looks, {ids[0]: "video_decode"}))
 
@@ -176,3 +193,24 @@ def test_the_reports_videos_have_frames_rationales_and_attention_and_are_asked_a
     without = make_report(run)
     assert not without.has_attention and "No attention is shown" in without.notes[0]
     assert "No attention is shown" in Path(run.layout.report).read_text()
+
+
+def test_sources_name_the_predictions_of_every_seed_and_the_counts_of_an_api_model(
+    repository: Path, tmp_path: Path, sources: list[str]
+) -> None:
+    run = _open(repository, tmp_path, sources, "evaluation.systems=[direct-sft-1]", "training.seeds=[8]", "evaluation.api_models=[gpt-4o]")
+    said = _said(held_out(run))
+    for each, system in [*((each, "direct-sft-1") for each in run.all_seeds()), (run, "gpt-4o")]:
+        folder = run.layout.evaluation(system, f"of-seed-{each.config.seed}")
+        rows.write_part(folder, predictions_table(said))
+        rows.finish(folder, "predictions", prediction_schema(), [row.id for row in said], "0f", {})
+        each.record_artifact(f"evaluation/{system}", folder)
+    storage.write_json(f"{run.artifact('evaluation/gpt-4o')}/usage.json", {"cost_usd": 1.0})
+    found = {source.system: source for source in read_sources(run, {"gpt-4o": said, "direct-sft-1": said})}
+    assert {name: [what for what, _, _ in source.more] for name, source in found.items()} == {
+        "gpt-4o": ["tokens and costs"],
+        "direct-sft-1": ["predictions, seed 8"],
+    }
+    for source in found.values():
+        for file, sha256 in (*source.files, *(known[1:] for known in source.more)):
+            assert artifacts.file_sha256(f"{run.layout.root}/{file}") == sha256

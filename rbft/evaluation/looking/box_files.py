@@ -6,14 +6,19 @@ or `frame`, `name`, `score`; `Box` says what each means.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rbft.data.tables import Row, read_rows
 from rbft.errors import DataError
 from rbft.evaluation.looking.boxes import Box
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _CORNERS = ("x0", "y0", "x1", "y1")
 
@@ -39,6 +44,27 @@ def write_boxes(path: str | Path, boxes: Mapping[str, Sequence[Box]]) -> Path:
     rows = [{"id": id_, **asdict(box)} for id_, of_video in boxes.items() for box in of_video]
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path)
     return Path(path)
+
+
+def found_schema() -> pa.Schema:
+    """Of what a model has found, a row a video as it goes on: its boxes as JSON text, or an error."""
+    import pyarrow as pa
+
+    fields = [pa.field("id", pa.string(), nullable=False), pa.field("boxes", pa.string()), pa.field("num_unreadable", pa.int64())]
+    return pa.schema([*fields, pa.field("error_code", pa.string())], metadata={"rbft.schema": "found_boxes", "rbft.schema_version": "1"})
+
+
+def found_table(video_id: str, boxes: Sequence[Box], num_unreadable: int, error_code: str | None) -> pa.Table:
+    """One video as a table of `found_schema`. `num_unreadable`: answers that were no boxes."""
+    import pyarrow as pa
+
+    row = {"id": video_id, "num_unreadable": num_unreadable, "error_code": error_code}
+    return pa.Table.from_pylist([row | {"boxes": json.dumps([asdict(box) for box in boxes])}], schema=found_schema())
+
+
+def boxes_from_table(table: pa.Table) -> dict[str, tuple[Box, ...]]:
+    """Video id -> its boxes, of a table of `found_schema`."""
+    return {row["id"]: tuple(Box(**box) for box in json.loads(row["boxes"])) for row in table.to_pylist()}
 
 
 def _box(row: Row) -> Box:
