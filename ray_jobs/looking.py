@@ -36,15 +36,19 @@ Boxes = dict[str, tuple[Box, ...]]
 """Video id -> its boxes."""
 
 
+def require_place_for_boxes(config: RunConfig) -> None:
+    """Raise `ConfigError` where boxes are to be found and there is no disk for their file; to be asked before a run is paid for."""
+    masking = config.evaluation.masking
+    if masking.boxes is None and masking.find == "grounding" and not storage.is_local(config.run_dir):
+        raise ConfigError("evaluation.masking.find: grounding writes a file of boxes, and needs output_dir on a disk that all nodes share")
+
+
 def find_boxes(run: Run) -> None:
     """See that boxes can be had without asking a model: where `evaluation.masking` says grounding, the base model finds them now, once for
     all systems, and the run's configuration then names their file."""
     masking = run.config.evaluation.masking
     if masking.boxes is None and masking.find == "grounding":
-        if not storage.is_local(run.layout.root):
-            raise ConfigError(
-                "evaluation.masking.find: grounding writes a file of boxes, and needs output_dir on a disk that all nodes share"
-            )
+        require_place_for_boxes(run.config)
         run.change_evaluation(masking=masking.model_copy(update={"boxes": _grounded(run)}))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ray_jobs.cli import add_reproduce_arguments
 from ray_jobs.evaluate import evaluate_systems, held_out, read_predictions
-from ray_jobs.looking import Looks, find_boxes, read_attention
+from ray_jobs.looking import Looks, find_boxes, read_attention, require_place_for_boxes
 from ray_jobs.pipeline import run_steps
 from ray_jobs.progress import say
 from ray_jobs.run import Run, command
@@ -79,6 +79,8 @@ def _check_together(configs: Sequence[RunConfig]) -> None:
 
 def reproduce_table(spec: TableSpec, configs: Sequence[RunConfig]) -> PaperTable:
     """Run what is missing for a table, write it into each run's folder and print it."""
+    for config in configs if spec.masked else ():
+        require_place_for_boxes(config)
     runs = [
         _finished(config, f"table{spec.number}", spec.systems, keeps_others=spec.compares_methods and number == 0)
         for number, config in enumerate(configs)
@@ -98,6 +100,8 @@ def reproduce_table(spec: TableSpec, configs: Sequence[RunConfig]) -> PaperTable
 
 def reproduce_figure2(configs: Sequence[RunConfig]) -> Figure2:
     """Run what is missing for the figure, write it into each run's folder and print it."""
+    for config in configs:
+        require_place_for_boxes(config)
     rows: dict[str, FigureRow] = {}
     differences, strips = {}, []
     runs = [_finished(config, "figure2", figure2.SYSTEMS, keeps_others=False) for config in configs]

@@ -240,6 +240,13 @@ def upload_folder(source: Path, uri: str) -> None:
     retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
 
 
+def download_file(uri: str, target: Path) -> None:
+    """Copy the file `uri` to the local `target`, whose folder is made."""
+    where, path = filesystem(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    retried(fs.copy_files)(path, str(target), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+
+
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
     """The folder `uri` as a local one: itself where it is local, else a copy that lives as long as the context."""
