@@ -8,13 +8,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from rbft import artifacts, storage
 from rbft.data.samples import TrainingItem
 from rbft.model_store import local_model
+from rbft.training import mirror
+from rbft.training.checkpoints import checkpoint_path, complete_checkpoints
 from rbft.training.loop import run_stage
 from rbft.training.stage import StageSpec
 from tests.s3 import FlakyS3
@@ -150,4 +154,42 @@ def test_workers_that_do_not_share_the_scratch_are_refused(stage: StageSpec, ite
 
 def run_apart(stage: StageSpec, items: list[TrainingItem]) -> Any:
     """Each worker on a node of its own."""
-    return run_stage(replace(stage, folder=f"{stage.folder}-{os.environ['RANK']}"), items)
+    with mock.patch.object(mirror, "_SEEN_WITHIN_S", 0.5):
+        return run_stage(replace(stage, folder=f"{stage.folder}-{os.environ['RANK']}"), items)
+
+
+def test_the_newest_checkpoint_is_fetched_and_the_best_when_it_is_wanted(stage: StageSpec, s3: FlakyS3, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        artifacts.publish(make_checkpoint(tmp_path / "made", step), f"{STORE}/checkpoints/{checkpoint_path(Path(), step)}", "f", {})
+    storage.write_bytes(f"{STORE}/checkpoints/step-00000004/state/1.pt", b"half")
+    storage.write_bytes(f"{STORE}/validation.json", b"[]")
+    assert run_workers(in_store, 2, s3.environment, fetch_and_save, stage) == [["step-00000003"], ["step-00000003"]]
+    assert sorted(path.name for path in Path(stage.folder).iterdir()) == ["checkpoints", "validation.json"]
+    assert [path.name for path in complete_checkpoints(Path(stage.folder) / "checkpoints")] == [f"step-0000000{step}" for step in (1, 3, 5)]
+    artifacts.verify(Path(stage.folder) / "checkpoints/step-00000001")
+    assert sorted({name.split("/")[1] for name in stored() if name.startswith("checkpoints/")}) == [
+        f"step-0000000{step}" for step in (1, 3, 5)
+    ]
+
+
+def make_checkpoint(folder: Path, step: int) -> Path:
+    """Something like one, without a marker."""
+    path = checkpoint_path(folder, step)
+    (path / "state").mkdir(parents=True)
+    (path / "state/1.pt").write_bytes(bytes([step]) * 1000)
+    return path
+
+
+def fetch_and_save(stage: StageSpec) -> list[str]:
+    """The checkpoints that are fetched first. Then the best comes, the first one; rank 0 saves a fifth, and keeps these and the third."""
+    kept_in_step = mirror.Mirror(stage)
+    kept_in_step.fetch()
+    checkpoints = Path(stage.folder) / "checkpoints"
+    fetched = [path.name for path in complete_checkpoints(checkpoints)]
+    kept_in_step.fetch_checkpoint(1)
+    if torch.distributed.get_rank() == 0:
+        saved = make_checkpoint(checkpoints, 5)
+        artifacts.publish(saved, str(saved), "f", {})
+        kept_in_step.add_checkpoint(saved, [checkpoint_path(checkpoints, step) for step in (1, 3, 5)])
+    torch.distributed.barrier()
+    return fetched
