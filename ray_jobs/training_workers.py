@@ -79,6 +79,8 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
     failures = TrainingFailures(run.config.name)
     name = artifacts.fingerprint(list(fingerprints))
     ray_folder = f"{run.layout.root}/train/.ray"
+    if storage.is_local(ray_folder):
+        ray_folder = str(storage.local_path(ray_folder))  # absolute, as workers have another working directory
     stop_file = f"{ray_folder}/{name}-{uuid.uuid4().hex[:8]}.stop"  # of this job alone: workers of one before may not have ended yet
     try:
         while True:

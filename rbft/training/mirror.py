@@ -75,11 +75,13 @@ class Mirror:
 
     @contextmanager
     def following_logs(self) -> Iterator[None]:
-        """Within the block, rank 0 sends the logs now and then. Where that fails training goes on: they go with the next checkpoint."""
+        """Within the block, and at its end, rank 0 sends the logs. Where that fails training goes on: they go with the next checkpoint."""
         ends = threading.Event()
 
         def send() -> None:
-            while not ends.wait(_LOGS_EVERY_S):
+            has_ended = False
+            while not has_ended:
+                has_ended = ends.wait(_LOGS_EVERY_S)
                 try:
                     self._send_logs()
                 except (OSError, ArtifactError) as error:
