@@ -1,4 +1,4 @@
-"""Files on any pyarrow filesystem: a local or NFS path, `file://`, `s3://`, `gs://`.
+"""Files on any pyarrow filesystem: a local or NFS path, `file://`, `s3://`, `gs://` (which goes the same way and is untested).
 
 Everything a run leaves behind is written through here. Small files appear whole or not at all: locally by a rename, on an object store
 because an upload only exists once it is finished. What fails now and then (a throttled store, a network disk) is tried again for about ten
