@@ -7,7 +7,6 @@ takes none but the possible ones, and asks them to save first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ray.train.torch import TorchTrainer
@@ -28,7 +27,7 @@ class DividingPolicy(ElasticScalingPolicy):
     """Chooses among `counts`. A running group is asked to stop by `stop_file`, and the job then starts another
     (`ray_jobs.training_workers`)."""
 
-    def __init__(self, scaling_config: Any, counts: Sequence[int], stop_file: Path) -> None:
+    def __init__(self, scaling_config: Any, counts: Sequence[int], stop_file: str) -> None:
         super().__init__(scaling_config)
         self._counts, self._stop_file = tuple(counts), stop_file
 
@@ -45,7 +44,7 @@ class DividingPolicy(ElasticScalingPolicy):
 class ElasticTrainer(TorchTrainer):
     """A `TorchTrainer` with a `DividingPolicy`: Ray has no public way to give one."""
 
-    def __init__(self, *arguments: Any, counts: Sequence[int], stop_file: Path, **others: Any) -> None:
+    def __init__(self, *arguments: Any, counts: Sequence[int], stop_file: str, **others: Any) -> None:
         super().__init__(*arguments, **others)
         self._policy = DividingPolicy(self.scaling_config, counts, stop_file)
 

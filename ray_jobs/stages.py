@@ -16,7 +16,8 @@ from typing import Any
 from ray_jobs.generate import read_rationales
 from ray_jobs.progress import say
 from ray_jobs.run import Run
-from rbft import artifacts, storage
+from ray_jobs.training_workers import places
+from rbft import artifacts
 from rbft.config import ModelConfig
 from rbft.data.samples import (
     TrainingItem,
@@ -223,9 +224,9 @@ def _stage(
     run.record_artifact(f"train/{system}/{stage}", folder)
     spec = StageSpec(
         name=f"{system}/{stage}",
-        folder=str(storage.local_path(folder)),
+        **places(run, folder),
         fingerprint=fingerprint,
-        model=_start_model(config.model, None if start is None else f"{start.spec.folder}/final"),
+        model=_start_model(config.model, None if start is None else f"{start.spec.home}/final"),
         task=config.task,
         video=config.video,
         training=config.training,
@@ -263,10 +264,11 @@ def _stage(
 
 
 def _start_model(base: ModelConfig, trained: str | None) -> ModelConfig:
-    """The base model, or the one in the folder `trained` in its place; with a path that holds on every node."""
-    if trained is None and is_remote(base.path):
-        return base
-    return base.model_copy(update={"path": str(Path(trained or base.path).absolute()), "fingerprint": None})
+    """The base model, or the one in the folder or store `trained` in its place; with a path that holds on every node."""
+    path = trained or base.path
+    if is_remote(path):
+        return base if trained is None else base.model_copy(update={"path": path, "fingerprint": None})
+    return base.model_copy(update={"path": str(Path(path).absolute()), "fingerprint": None})
 
 
 def _beyond_the_paper(run: Run, samples: _Samples) -> dict[str, Any]:

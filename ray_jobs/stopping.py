@@ -1,17 +1,16 @@
 """How a training job under Ray is stopped: by its driver's signals, by a SIGTERM to a worker, by Ray's notice that a node goes.
 
-The driver asks by a file on the disk that it shares with the workers: it reaches them whatever Ray is busy with. Workers save and return;
-what follows, the driver decides (`ray_jobs.training_workers`).
+The driver asks by a file in the run's folder, on a disk that it shares with the workers or in a store: it reaches them whatever Ray is busy
+with. Workers save and return; what follows, the driver decides (`ray_jobs.training_workers`).
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,12 +18,15 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from ray_jobs.progress import say
+from rbft import storage
+from rbft.errors import ArtifactError
 from rbft.training.stop import StopRequest, on_sigterm
 
 PREEMPTED = "a node is about to be taken away"
 TERMINATED = "SIGTERM to a worker"
 
 _LOOK_EVERY_S = 1.0
+_LOOK_IN_STORE_EVERY_S = 5.0
 """How often rank 0 looks for the file."""
 
 _REQUEST = StopRequest()
@@ -55,17 +57,19 @@ def _listen() -> None:
 class WorkerControls:
     """`rbft.training.stop.Controls` of a Ray Train worker."""
 
-    def __init__(self, stop_file: Path) -> None:
+    def __init__(self, stop_file: str) -> None:
         self._stop_file = stop_file
+        self._look_every_s = _LOOK_EVERY_S if storage.is_local(stop_file) else _LOOK_IN_STORE_EVERY_S
         self._looks = ray.train.get_context().get_world_rank() == 0
         self._looked_s = 0.0
 
     def stop_reason(self) -> str | None:
         """A SIGTERM to this worker, or what the driver has written."""
-        if self._looks and time.monotonic() - self._looked_s > _LOOK_EVERY_S:
+        if self._looks and time.monotonic() - self._looked_s > self._look_every_s:
+            with contextlib.suppress(OSError, ArtifactError):  # a store that does not answer is no wish to stop
+                if (asked := read_stop_file(self._stop_file)) is not None:
+                    _REQUEST.ask(asked)
             self._looked_s = time.monotonic()
-            if (asked := read_stop_file(self._stop_file)) is not None:
-                _REQUEST.ask(asked)
         return _REQUEST.stop_reason()
 
     def notice(self) -> str | None:
@@ -73,26 +77,20 @@ class WorkerControls:
         return None if ray.train.get_preemption_info() is None else PREEMPTED
 
 
-def write_stop_file(path: Path, reason: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(reason)
-    os.replace(new, path)
+def write_stop_file(uri: str, reason: str) -> None:
+    storage.write_bytes(uri, reason.encode())
 
 
-def read_stop_file(path: Path) -> str | None:
+def read_stop_file(uri: str) -> str | None:
     """Why the driver asks to stop; None if it does not."""
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
+    return storage.read_bytes(uri).decode() if storage.exists(uri) else None
 
 
 class DriverStop:
     """A context manager within which the first Ctrl-C or SIGTERM to this process asks the workers to save and stop, and a second one does
     what it did before. `call` waits for them."""
 
-    def __init__(self, stop_file: Path) -> None:
+    def __init__(self, stop_file: str) -> None:
         self._stop_file = stop_file
         self._before: dict[int, Any] = {}
         self.signal: signal.Signals | None = None
@@ -105,7 +103,7 @@ class DriverStop:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
-        self._stop_file.unlink(missing_ok=True)
+        storage.delete_file(self._stop_file)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """What `function()` gives, or raises, in a thread of its own: `trainer.fit()` would take Ctrl-C for itself, and end the workers."""

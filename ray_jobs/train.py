@@ -27,10 +27,10 @@ def train(runs: Sequence[Run]) -> None:
     stages = [planned for run in runs for planned in plan_stages(run)]
     # A stage that two runs share is trained once, too.
     stages = list({planned.spec.folder: planned for planned in reversed(stages)}.values())[::-1]
-    pending = [planned for planned in stages if not artifacts.is_complete(f"{planned.spec.folder}/final", planned.spec.fingerprint)]
+    pending = [planned for planned in stages if not artifacts.is_complete(f"{planned.spec.home}/final", planned.spec.fingerprint)]
     for planned in stages:
         if planned not in pending:
-            say(f"train {planned.spec.name}: is there already ({planned.spec.folder}/final)")
+            say(f"train {planned.spec.name}: is there already ({planned.spec.home}/final)")
     if not pending:
         return
     names = [planned.spec.name for planned in pending]
@@ -48,7 +48,7 @@ def _work(config: dict[str, Any]) -> TrainingError | None:
 
     controls = WorkerControls(config["stop_file"])
     for spec, items in config["stages"]:
-        if not artifacts.is_complete(f"{spec.folder}/final", spec.fingerprint):
+        if not artifacts.is_complete(f"{spec.home}/final", spec.fingerprint):
             try:
                 run_stage(spec, items, controls)
             except TrainingError as ended:

@@ -18,15 +18,32 @@ from ray_jobs.run import Run
 from ray_jobs.waiting import Waiting, resources
 from rbft import artifacts, storage
 from rbft.config import TrainingConfig
-from rbft.errors import JobError, TrainingError, TrainingStopped
+from rbft.errors import ArtifactError, JobError, TrainingError, TrainingStopped
 from rbft.evaluation.tables import duration, percent
 
 MAX_FAILURES = 2
 """Worker deaths a job survives by itself; after that it fails and can be submitted again. Nodes that are taken away after a notice, and
 workers that stopped in good order, do not count."""
 
+_LOOK_EVERY_S = 0.5
+_LOOK_IN_STORE_EVERY_S = 10.0
+"""How often the driver looks how far training is."""
+
+SCRATCH = "~/.cache/rbft/training"
+"""Where runs in a store are trained without `training.scratch`."""
+
 MUCH_WAITING = 0.1
 """Share of the time spent waiting for data from which on the driver says so."""
+
+
+def places(run: Run, folder: str) -> dict[str, Any]:
+    """`folder` and `store` of the spec of what is trained into `folder` of the run's layout. The local folder of a run in a store has the
+    same name whichever job works there, and no other run has it."""
+    if storage.is_local(folder):
+        return {"folder": str(storage.local_path(folder)), "store": None}
+    scratch = Path(run.config.training.scratch or SCRATCH).expanduser().absolute()
+    name = f"{run.config.name}-{artifacts.fingerprint(run.layout.root)}"
+    return {"folder": str(scratch / name / folder.removeprefix(f"{run.layout.root}/train/")), "store": folder}
 
 
 class Spec(Protocol):
@@ -37,7 +54,7 @@ class Spec(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def folder(self) -> str: ...
+    def home(self) -> str: ...
 
 
 class Planned(Protocol):
@@ -64,8 +81,10 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
     ensure_ray()
     failures = TrainingFailures(run.config.name)
     name = artifacts.fingerprint(list(fingerprints))
-    ray_folder = storage.local_path(f"{run.layout.root}/train/.ray")
-    stop_file = ray_folder / f"{name}-{uuid.uuid4().hex[:8]}.stop"  # of this job alone: workers of one before may not have ended yet
+    ray_folder = f"{run.layout.root}/train/.ray"
+    if storage.is_local(ray_folder):
+        ray_folder = str(storage.local_path(ray_folder))  # absolute, as workers have another working directory
+    stop_file = f"{ray_folder}/{name}-{uuid.uuid4().hex[:8]}.stop"  # of this job alone: workers of one before may not have ended yet
     try:
         while True:
             with DriverStop(stop_file) as stop:
@@ -87,13 +106,14 @@ def run_workers(run: Run, training: TrainingConfig, work: Work, settings: dict[s
         raise JobError(f"training stopped: {reason(error)}; finished steps are kept, submit the job again to go on") from error
 
 
-def _trainer(training: TrainingConfig, work: Work, given: dict[str, Any], name: str, ray_folder: Path, stop_file: Path) -> Any:
+def _trainer(training: TrainingConfig, work: Work, given: dict[str, Any], name: str, ray_folder: str, stop_file: str) -> Any:
     import ray.train
     from ray.train.torch import TorchTrainer
 
     from ray_jobs.elastic import LOOK_EVERY_S, ElasticTrainer
     from ray_jobs.stopping import StoppableTorchConfig
 
+    where, ray_path = storage.filesystem(ray_folder)
     uses_gpu, counts = training.num_gpus > 0, training.worker_counts
     is_elastic = training.min_workers is not None
     settings: dict[str, Any] = {
@@ -107,7 +127,8 @@ def _trainer(training: TrainingConfig, work: Work, given: dict[str, Any], name: 
         ),
         "run_config": ray.train.RunConfig(
             name=name,
-            storage_path=str(ray_folder),
+            storage_path=ray_path,
+            storage_filesystem=None if storage.is_local(ray_folder) else where,
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
         ),
     }
@@ -116,7 +137,8 @@ def _trainer(training: TrainingConfig, work: Work, given: dict[str, Any], name: 
 
 @contextmanager
 def following(stages: Sequence[Planned]) -> Iterator[None]:
-    """Say how far training is while the block runs, from the stages' own logs: they are on the disk that workers and driver share."""
+    """Say how far training is while the block runs, from the stages' own logs: where the run's folder is, workers write and the
+    driver reads."""
     stop = threading.Event()
     training = stages[0].spec.training
     waiting = Waiting("train", _needs(training), free_resources, training.resources)
@@ -149,12 +171,13 @@ def follow(stages: Sequence[Planned], stop: threading.Event, progressed: Callabl
     metrics: TrainingMetrics | None = None
     several = len({planned.run.label for planned in stages}) > 1
     for planned in stages:
-        log = f"{planned.spec.folder}/log.jsonl"
+        log = f"{planned.spec.home}/log.jsonl"
+        look_every_s = _LOOK_EVERY_S if storage.is_local(log) else _LOOK_IN_STORE_EVERY_S
         name = f"{planned.run.label} {planned.spec.name}" if several else planned.spec.name
         said_s, said_step = 0.0, 0
         while True:
             is_last_look = stop.is_set()
-            line = storage.last_json_line(log)
+            line = _last_line(log)
             if line is not None and ray.is_initialized():
                 metrics = metrics or TrainingMetrics()
                 metrics.tell(planned.run.config.name, planned.spec.name, line)
@@ -171,7 +194,14 @@ def follow(stages: Sequence[Planned], stop: threading.Event, progressed: Callabl
                     break
             if is_last_look:
                 break
-            stop.wait(0.5)
+            stop.wait(look_every_s)
+
+
+def _last_line(log: str) -> dict[str, Any] | None:
+    try:
+        return storage.last_json_line(log)
+    except (OSError, ArtifactError):  # a store that does not answer now
+        return None
 
 
 def _pace(line: dict[str, Any]) -> str:

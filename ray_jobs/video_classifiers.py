@@ -14,8 +14,8 @@ from typing import Any
 
 from ray_jobs.progress import say
 from ray_jobs.run import Run, video_key
-from ray_jobs.training_workers import following, run_workers
-from rbft import artifacts, rows, storage
+from ray_jobs.training_workers import following, places, run_workers
+from rbft import artifacts, rows
 from rbft.baselines.classifier_spec import ClassifierSpec
 from rbft.config import VideoClassifierConfig
 from rbft.data.samples import TrainingItem, class_weights, classify_items
@@ -41,8 +41,8 @@ def train_classifiers(runs: Sequence[Run]) -> None:
     """Every video classifier of the runs fine-tuned, each with its `final` model folder. Raises `JobError` if workers fail for good."""
     for planned in (planned for run in runs for planned in plan_classifiers(run)):
         run, spec = planned.run, planned.spec
-        if artifacts.is_complete(f"{spec.folder}/final", spec.fingerprint):
-            say(f"train {spec.name}: is there already ({spec.folder}/final)")
+        if artifacts.is_complete(f"{spec.home}/final", spec.fingerprint):
+            say(f"train {spec.name}: is there already ({spec.home}/final)")
             continue
         say(f"train: starting {spec.training.num_workers} workers for {spec.name} ({len(planned.items)} videos)")
         with following([planned]):
@@ -75,7 +75,7 @@ def predict(works: Sequence[ClassifierWork]) -> None:
     """Predictions of all `works` as parts of their folders. Raises `JobError` if a model has not been trained, or workers fail for good."""
     works = [work for work in works if work.examples]
     for spec in (work.planned.spec for work in works):
-        if not artifacts.is_complete(f"{spec.folder}/final", spec.fingerprint):
+        if not artifacts.is_complete(f"{spec.home}/final", spec.fingerprint):
             raise JobError(f"evaluate {spec.name}: it has not been trained; run `rbft train` or the pipeline with the same --config")
     if not works:
         return
@@ -146,7 +146,7 @@ def _plan(run: Run, classifier: VideoClassifierConfig) -> PlannedClassifier:
     run.record_artifact(f"train/{classifier.name}/classify", folder)
     spec = ClassifierSpec(
         name=classifier.name,
-        folder=str(storage.local_path(folder)),
+        **places(run, folder),
         fingerprint=fingerprint,
         classifier=classifier.model_copy(update={"path": str(Path(classifier.path).absolute())}),
         task=config.task,

@@ -1,4 +1,4 @@
-"""Files on any pyarrow filesystem: a local or NFS path, `file://`, `s3://`, `gs://`.
+"""Files on any pyarrow filesystem: a local or NFS path, `file://`, `s3://`, `gs://` (which goes the same way and is untested).
 
 Everything a run leaves behind is written through here. Small files appear whole or not at all: locally by a rename, on an object store
 because an upload only exists once it is finished. What fails now and then (a throttled store, a network disk) is tried again for about ten
@@ -238,6 +238,13 @@ def upload_folder(source: Path, uri: str) -> None:
     """Copy the local folder (or file) `source` to `uri`."""
     where, path = filesystem(uri)
     retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
+
+
+def download_file(uri: str, target: Path) -> None:
+    """Copy the file `uri` to the local `target`, whose folder is made."""
+    where, path = filesystem(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    retried(fs.copy_files)(path, str(target), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
 
 
 @contextlib.contextmanager

@@ -9,11 +9,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.browser import WITHOUT_BROWSER
+
+if TYPE_CHECKING:
+    from tests.s3 import FlakyS3
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -93,3 +97,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skipped for want of something other than a GPU or a browser: not allowed", red=True)
         for line in _forbidden_skips:
             terminalreporter.line(line)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
+    """An S3 server with an empty bucket, runs, that does not fail; this process and those it starts find it."""
+    import httpx
+
+    from tests.s3 import FlakyS3
+
+    server = FlakyS3("runs", period=1_000_000, delay_s=0.0)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    httpx.post(f"{server.url}/moto-api/reset").raise_for_status()  # moto's stores are of the process, not of the server
+    server.close()

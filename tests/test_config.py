@@ -361,6 +361,13 @@ def test_uris_absolute_paths_and_hub_names_stay_as_they_are(run_file: Path, monk
     assert load_config(run_file, ["model.path=~/model"]).model.path == "/somewhere/model"
 
 
+@pytest.mark.parametrize("option", ["training.scratch", "evaluation.masking.boxes"])
+def test_what_is_read_as_a_local_path_is_not_to_be_a_store(run_file: Path, option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{option}.*give a path|{option}.*must be a path"):
+        load_config(run_file, [f"{option}=s3://bucket/place"])
+    load_config(run_file, [f"{option}=/scratch/place"])
+
+
 def test_a_run_lies_below_the_output_folder(run_file: Path) -> None:
     assert load_config(run_file).run_dir == "runs/doors"
     assert load_config(run_file, ["output_dir=s3://bucket/runs/"]).run_dir == "s3://bucket/runs/doors"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -16,6 +15,7 @@ from rbft.baselines.video_classifier import VideoClassifier, load_trained
 from rbft.data.clip_feed import ClipFeed
 from rbft.errors import VideoError
 from rbft.evaluation.predictions import predictions_table
+from rbft.model_store import local_model
 from rbft.records import Example, Prediction
 from rbft.video.pool import DecodePool
 
@@ -33,7 +33,7 @@ def predict_videos(
     """
     if not examples:
         return
-    classifier = load_trained(Path(spec.folder) / "final")
+    classifier = load_trained(local_model(f"{spec.home}/final"))
     classifier.model.to(device_for(spec.training.num_gpus)).eval()
     num_threads = max(1, int(spec.training.num_cpus))
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ class ClassifierSpec:
     name: str
     """For people: that of the configuration."""
     folder: str
-    """Where checkpoints, logs and `final/` go; a disk all workers share."""
+    """Where checkpoints, logs and `final/` are written; a disk all workers share."""
     fingerprint: str
     classifier: VideoClassifierConfig
     task: Task
@@ -29,3 +29,10 @@ class ClassifierSpec:
     lineage: dict[str, Any]
     classes: tuple[str | None, ...] = ()
     """Of each item, where classes are to stand in an epoch equally often; empty: every item once."""
+    store: str | None = None
+    """As `StageSpec.store`."""
+
+    @property
+    def home(self) -> str:
+        """Where the model is found afterwards, from any node."""
+        return self.store or self.folder

@@ -28,11 +28,12 @@ from rbft.baselines.clip_encoder import Cut
 from rbft.baselines.video_classifier import VideoClassifier, classify, load_for_training, save_classifier
 from rbft.data.clip_feed import ClipFeed
 from rbft.data.samples import TrainingItem
-from rbft.errors import CheckpointError, TrainingError, TrainingStopped, VideoError
+from rbft.errors import ArtifactError, CheckpointError, TrainingError, TrainingStopped, VideoError
 from rbft.records import Clip
 from rbft.seeds import derive_seed
-from rbft.training.checkpoints import checkpoint_path
+from rbft.training.checkpoints import checkpoint_path, complete_checkpoints
 from rbft.training.log import StageLog
+from rbft.training.mirror import Mirror
 from rbft.training.order import global_batches, worker_share
 from rbft.training.stop import Controls, StepFlags, StopRequest
 from rbft.training.watch import stop_all_ranks
@@ -40,9 +41,9 @@ from rbft.video.clip_cache import ClipCache
 from rbft.video.pool import DecodePool
 
 
-def train_classifier(spec: ClassifierSpec, items: Sequence[TrainingItem], controls: Controls | None = None) -> Path:
-    """Train on `items` (their examples, labels and weights) to the end and write `final/`; the path of it. Goes on from the newest
-    checkpoint in `spec.folder`.
+def train_classifier(spec: ClassifierSpec, items: Sequence[TrainingItem], controls: Controls | None = None) -> str:
+    """Train on `items` (their examples, labels and weights) to the end and write `final/`; where it is. Goes on from the newest
+    checkpoint in `spec.folder` or `spec.store`.
 
     `controls` can stop it: all workers then save and raise `TrainingStopped`. Raises `TrainingError` if there is nothing to train on, the
     loss is no number or too many videos are unusable, `ConfigError` if the number of workers is none of the possible ones.
@@ -50,11 +51,13 @@ def train_classifier(spec: ClassifierSpec, items: Sequence[TrainingItem], contro
     if not items:
         raise TrainingError(f"{spec.name}: no labelled training video; check the labels and splits of the manifest")
     workers = spec.training.for_workers(dist.get_world_size())
+    mirror = Mirror(spec)
+    mirror.fetch()
     own = spec.classifier
     classifier = load_for_training(own.path, spec.task.labels, spec.seed, own.num_frames, own.fit, own.num_clips, own.drop_path_rate)
     if own.gradient_checkpointing:
         classifier.model.gradient_checkpointing_enable()
-    training = _Training(spec, classifier, items, StepFlags(workers, controls or StopRequest()), workers.accumulation_steps)
+    training = _Training(spec, classifier, items, StepFlags(workers, controls or StopRequest()), workers.accumulation_steps, mirror)
     bad_videos = training.run()
     if len(bad_videos) > spec.max_bad_fraction * len(items):
         some = ", ".join(f"{id_} ({code})" for id_, code in sorted(bad_videos.items())[:10])
@@ -65,7 +68,8 @@ def train_classifier(spec: ClassifierSpec, items: Sequence[TrainingItem], contro
         save_classifier(classifier, spec.task, lineage | {"fingerprint": spec.fingerprint}, final, spec.video.backend)
         artifacts.publish(final.resolve(), str(final), spec.fingerprint, lineage)
     dist.barrier()
-    return final
+    mirror.finish()
+    return f"{spec.home}/final"
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,16 @@ class _Training:
     """All that the steps share."""
 
     def __init__(
-        self, spec: ClassifierSpec, classifier: VideoClassifier, items: Sequence[TrainingItem], flags: StepFlags, num_accumulated: int
+        self,
+        spec: ClassifierSpec,
+        classifier: VideoClassifier,
+        items: Sequence[TrainingItem],
+        flags: StepFlags,
+        num_accumulated: int,
+        mirror: Mirror,
     ) -> None:
         self._spec, self._classifier, self._items, self._flags = spec, classifier, items, flags
-        self._num_accumulated = num_accumulated
+        self._num_accumulated, self._mirror = num_accumulated, mirror
         self._rank, self._num_workers = dist.get_rank(), dist.get_world_size()
         self._device = device_for(spec.training.num_gpus)
         self._bad_videos: dict[str, str] = {}
@@ -111,6 +121,7 @@ class _Training:
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(StageLog(Path(spec.folder), first_step)) if self._rank == 0 else None
+            stack.enter_context(self._mirror.following_logs())
             feed = self._feed(stack, batches, first_step)
             for step in range(first_step + 1, len(batches) + 1):
                 began = time.monotonic()
@@ -139,7 +150,7 @@ class _Training:
                 if end.stop_reason is not None and step < len(batches):
                     raise TrainingStopped(
                         f"{spec.name}: stopped after step {step} of {len(batches)} ({end.stop_reason}); saved "
-                        f"{checkpoint_path(self._checkpoints, step)}, the same command goes on there"
+                        f"{spec.home}/checkpoints/{checkpoint_path(Path(), step)}, the same command goes on there"
                     )
         return bad_videos
 
@@ -229,8 +240,9 @@ class _Training:
             kept = self._spec.training.keep_checkpoints
             try:
                 model = self._classifier.model
-                save_checkpoint(self._checkpoints, model, self._optimiser, self._spec.fingerprint, step, bad_videos, kept)
-            except CheckpointError as error:
+                saved = save_checkpoint(self._checkpoints, model, self._optimiser, self._spec.fingerprint, step, bad_videos, kept)
+                self._mirror.add_checkpoint(saved, complete_checkpoints(self._checkpoints))
+            except (CheckpointError, ArtifactError) as error:
                 problem = [str(error)]
         dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:

@@ -56,7 +56,7 @@ _PATH_KEYS = {
     ("data",): ("manifest", "annotations", "folder", "smarthome", "multihateclip", "video_root", "split_file"),
     ("model",): ("path",),
     ("teacher", "model"): ("path",),
-    ("training",): ("clip_cache_folder",),
+    ("training",): ("clip_cache_folder", "scratch"),
     ("evaluation", "masking"): ("boxes",),
     ("evaluation",): ("api_cache", "attributes"),
     ("evaluation", "video_classifiers"): ("path",),

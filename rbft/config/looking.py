@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rbft.config.section import Section
 
@@ -22,6 +22,13 @@ class MaskingConfig(Section):
     """What stands in place of a masked pixel: the clip's mean colour, so that a mask itself stands out little; black; or gray, 128."""
     seed: int = Field(0, ge=0)
     """Of the random places."""
+
+    @field_validator("boxes")
+    @classmethod
+    def _boxes_are_local(cls, boxes: str | None) -> str | None:
+        if boxes is not None and "://" in boxes:
+            raise ValueError("boxes must be a path on a disk that all nodes share; copy the file there")
+        return boxes
 
 
 class AttentionConfig(Section):

@@ -169,6 +169,17 @@ class TrainingConfig(Section):
     clip_cache_folder: str | None = None
     """On each node, shared by its workers and by runs; by default a folder of the user's in the system's temporary directory."""
 
+    scratch: str | None = None
+    """For a run in a store: the local folder in which it is trained, with room for `keep_checkpoints` + 1 checkpoints; what lasts goes to
+    the store as it is made. Workers on several nodes must see the same one. By default ~/.cache/rbft/training."""
+
+    @field_validator("scratch")
+    @classmethod
+    def _scratch_is_local(cls, scratch: str | None) -> str | None:
+        if scratch is not None and "://" in scratch:
+            raise ValueError("scratch is a local folder, in which DeepSpeed writes; give a path, on a fast disk")
+        return scratch
+
     @field_validator("mlflow_uri")
     @classmethod
     def _mlflow_uri_is_a_servers(cls, uri: str | None) -> str | None:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,9 +38,18 @@ class CheckpointWriter:
     within the interval.
     """
 
-    def __init__(self, engine: Any, folder: Path, fingerprint: str, num_kept: int) -> None:
-        """`num_kept`: so many of the newest stay."""
+    def __init__(
+        self,
+        engine: Any,
+        folder: Path,
+        fingerprint: str,
+        num_kept: int,
+        on_complete: Callable[[Path, Collection[Path]], None] = lambda path, kept: None,
+    ) -> None:
+        """`num_kept`: so many of the newest stay. `on_complete` is called on rank 0, in the writing thread, with each complete checkpoint
+        and those that stay; where it raises, the checkpoint counts as not written."""
         self._engine, self._folder, self._fingerprint, self._num_kept = engine, folder, fingerprint, num_kept
+        self._on_complete = on_complete
         self._write: CheckpointWrite | None = None
 
     def __enter__(self) -> Self:
@@ -91,7 +100,9 @@ class CheckpointWriter:
             problems = _of_all_ranks(self._write.problem)
         self._write = None
         if problems:
-            raise CheckpointError(f"{problems[0]}; make room or mend the disk and submit the job again: complete checkpoints are kept")
+            raise CheckpointError(
+                f"{problems[0]}; make room or mend the disk or store and submit the job again: complete checkpoints are kept"
+            )
 
     def _publish(self, target: Path, parts: Parts, lineage: dict[str, Any], keep: frozenset[int]) -> None:
         """On rank 0, in the writing thread."""
@@ -99,6 +110,7 @@ class CheckpointWriter:
         for path in (target / artifacts.MARKER, target, self._folder):
             _sync(path)
         kept = {*complete_checkpoints(self._folder)[-self._num_kept :], *(checkpoint_path(self._folder, step) for step in keep)}
+        self._on_complete(target, kept)
         for old in self._folder.glob("step-*"):
             if old not in kept:  # one without a marker is what a job that was killed had half written
                 _remove(old)

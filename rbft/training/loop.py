@@ -2,6 +2,8 @@
 
     item order -> this worker's share -> decode and encode ahead -> forward, backward, step -> validate -> log -> checkpoint -> final/
 
+Where the run lies in a store, all that lasts of it goes there as it is made (`rbft.training.mirror`).
+
 Bitwise repeatable on the same CPU type with the same number of workers; a resumed run equals an uninterrupted one.
 """
 
@@ -34,6 +36,7 @@ from rbft.training.final import write_final
 from rbft.training.kernels import check_kernels
 from rbft.training.log import open_log
 from rbft.training.meter import Meter
+from rbft.training.mirror import Mirror
 from rbft.training.order import global_batches
 from rbft.training.stage import StageSpec
 from rbft.training.stop import Controls, StepFlags, StopRequest
@@ -43,8 +46,8 @@ from rbft.training.watch import SpikeWatch, gather_ids, keep_gradient_norm, requ
 _LOG = logging.getLogger(__name__)
 
 
-def run_stage(spec: StageSpec, items: list[TrainingItem], controls: Controls | None = None) -> Path:
-    """Train `items` to the end and write `final/`; the path of it. Goes on from the newest checkpoint in `spec.folder`.
+def run_stage(spec: StageSpec, items: list[TrainingItem], controls: Controls | None = None) -> str:
+    """Train `items` to the end and write `final/`; where it is. Goes on from the newest checkpoint in `spec.folder` or `spec.store`.
 
     There are as many workers as the process group has. `controls` can stop it: all workers then save and raise `TrainingStopped`.
     Raises `TrainingError` if there is nothing to train on or too many videos are unusable, `ConfigError` if the number of workers is none
@@ -56,6 +59,8 @@ def run_stage(spec: StageSpec, items: list[TrainingItem], controls: Controls | N
     final = Path(spec.folder) / "final"
     spec = replace(spec, training=spec.training.for_workers(dist.get_world_size()), model=on_this_node(spec.model))
     precision = "bfloat16" if spec.training.precision == "bf16" else "float32"
+    mirror = Mirror(spec)
+    mirror.fetch()
     adapter = ChatAdapter(spec.model.path, spec.video.spec())
     quantised = spec.training.lora is not None and spec.training.lora.quantised_base != "none"
     model = load_model(spec.model.path, precision, spec.model.attention, quantised)
@@ -65,11 +70,12 @@ def run_stage(spec: StageSpec, items: list[TrainingItem], controls: Controls | N
         check_rates(engine, spec.training, spec.optimiser)
         keep_gradient_norm(engine)
         weighed = weigh_replay(items, spec.num_replay, adapter)
-        bad_videos = _train(engine, adapter, spec, weighed, controls or StopRequest(), stage)
+        bad_videos = _train(engine, adapter, spec, weighed, controls or StopRequest(), mirror, stage)
         probe_rationales(engine, adapter, spec, "after")
         _check_bad_share(spec, bad_videos, len(items))
         write_final(engine, adapter, spec, final)
-    return final
+    mirror.finish()  # when the logs are closed, too
+    return f"{spec.home}/final"
 
 
 def _train(
@@ -78,6 +84,7 @@ def _train(
     spec: StageSpec,
     items: list[TrainingItem],
     controls: Controls,
+    mirror: Mirror,
     stage: contextlib.ExitStack,
 ) -> dict[str, str]:
     """Take all optimiser steps that are left; id -> error code of the videos that could not be used, those of all ranks.
@@ -100,7 +107,9 @@ def _train(
     with contextlib.ExitStack() as stack:
         log = stage.enter_context(open_log(spec, first_step)) if rank == 0 else None
         watch = SpikeWatch.of_all_ranks(log.losses if log is not None else ())
-        writer = stack.enter_context(CheckpointWriter(engine, checkpoints, spec.fingerprint, training.keep_checkpoints))
+        stack.enter_context(mirror.following_logs())
+        kept = training.keep_checkpoints
+        writer = stack.enter_context(CheckpointWriter(engine, checkpoints, spec.fingerprint, kept, mirror.add_checkpoint))
         left = [] if validations.is_over else batches[first_step:]
         feed = stack.enter_context(Feed(spec, adapter, items, left, rank, training.num_workers))
         meter = Meter(model_flops(engine.module.model), engine.device, training.precision)
@@ -161,6 +170,7 @@ def _train(
                 raise _stopped(spec, end.stop_reason, last_step, len(batches))
         writer.wait()
     if validations.best is not None and validations.best.step != last_step:
+        mirror.fetch_checkpoint(validations.best.step)
         load_checkpoint(engine, checkpoint_path(checkpoints, validations.best.step), spec.fingerprint)
     return bad_videos
 
@@ -174,7 +184,7 @@ def _tell_spike(spec: StageSpec, step: int, loss: float, ids: Sequence[str]) -> 
 
 
 def _stopped(spec: StageSpec, reason: str, step: int, num_steps: int) -> TrainingStopped:
-    where = checkpoint_path(Path(spec.folder) / "checkpoints", step)
+    where = f"{spec.home}/checkpoints/{checkpoint_path(Path(), step)}"
     return TrainingStopped(
         f"{spec.name}: stopped after step {step} of {num_steps} ({reason}); saved {where}, the same command goes on there"
     )

@@ -22,7 +22,7 @@ class StageSpec:
     name: str
     """For people: "rb-ft/rationale"."""
     folder: str
-    """Where checkpoints, logs and `final/` go; a disk all workers share."""
+    """Where checkpoints, logs and `final/` are written; a disk all workers share."""
     fingerprint: str
     model: ModelConfig
     """The model to start from."""
@@ -44,3 +44,10 @@ class StageSpec:
     """Rationales that are not learned, whose loss is measured after every epoch."""
     probe: tuple[TrainingItem, ...] = ()
     """Rationales whose loss is measured before and after the stage."""
+    store: str | None = None
+    """Where all that lasts of `folder` is kept (`rbft.training.mirror`), for a run in a store; None: `folder` itself lasts."""
+
+    @property
+    def home(self) -> str:
+        """Where the stage is found afterwards, from any node."""
+        return self.store or self.folder

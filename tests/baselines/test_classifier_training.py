@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rbft import artifacts, rows
+from rbft import artifacts, rows, storage
 from rbft.baselines.classifier_spec import ClassifierSpec
 from rbft.baselines.classifier_training import train_classifier
 from rbft.baselines.video_classifier import load_trained
@@ -21,7 +22,9 @@ from rbft.records import Example, Prediction, prediction_schema
 from rbft.video.decode import decode
 from tests.baselines.classifiers import Kind, make_tiny_classifier
 from tests.baselines.trainings import MakeSpec, predict_after_the_first, train_and_predict, train_each, train_to_error, train_until
+from tests.s3 import FlakyS3
 from tests.samples import TASK, write_video
+from tests.training.stages import in_store
 from tests.training.workers import run_workers
 
 NUM_VIDEOS = 7
@@ -109,6 +112,19 @@ def test_a_training_that_is_stopped_ends_with_the_weights_of_one_that_is_not(
     assert "stopped after step 3 of 4" in message and not (Path(spec.folder) / "final").exists()
     run_workers(train_classifier, 1, spec, items)
     assert weights(spec) == weights(whole) and [line["step"] for line in log(spec)] == [1, 2, 3, 4]
+
+
+def test_in_a_store_it_goes_on_on_another_node_and_is_asked_from_there(
+    make_spec: MakeSpec, whole: ClassifierSpec, items: list[TrainingItem], tmp_path: Path, s3: FlakyS3
+) -> None:
+    store, environment = "s3://runs/doors/train/tiny/classify/ffff", s3.environment | {"RBFT_MODEL_CACHE": str(tmp_path / "models")}
+    spec = replace(make_spec("node-a"), store=store)
+    (message,) = run_workers(in_store, 1, environment, train_until, spec, items, 3)
+    assert f"stopped after step 3 of 4 (a test); saved {store}/checkpoints/step-00000003" in message
+    spec = replace(make_spec("node-b"), store=store)
+    run_workers(in_store, 1, environment, train_and_predict, spec, items, str(tmp_path / "rows"))
+    assert storage.read_bytes(f"{store}/final/model.safetensors") == (Path(whole.folder) / "final/model.safetensors").read_bytes()
+    assert set(predictions(tmp_path / "rows")) == {item.example.id for item in items} and not Path(spec.folder).exists()
 
 
 @pytest.mark.parametrize("kind", ["uniformerv2", "internvideo2"])

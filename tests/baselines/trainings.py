@@ -103,7 +103,7 @@ def predict_after_the_first(spec: ClassifierSpec, items: list[TrainingItem], fol
             raise TimeoutError("the first worker has not ended")
         time.sleep(0.02)
     work = (spec, folder, [item.example for item in items])
-    said = predict_share({"works": [work], "rows_per_part": 2, "errors_too": True, "stop_file": stop_file})
+    said = predict_share({"works": [work], "rows_per_part": 2, "errors_too": True, "stop_file": str(stop_file)})
     if dist.get_rank() == 0:
         assert len(rows.done_ids(folder, prediction_schema())) < len(items)
         ended.touch()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from rbft import rows
+from rbft import rows, storage
 from rbft.client import Client
 from rbft.errors import EngineError, ServiceError
 from rbft.records import rationale_schema
+from rbft.run_status import read_status
 from tests.integration.conftest import TRAINING, Jobs, wait_for, wait_until
 from tests.integration.training_runs import lineage, num_logged, weights
 from tests.s3 import FlakyS3
@@ -166,6 +169,50 @@ def test_a_store_that_is_slow_and_fails_now_and_then_loses_nothing(
     assert not [name for name in names if name.endswith("lease.json")]
 
 
+def test_a_run_on_s3_whose_node_goes_in_a_stage_ends_as_if_it_had_not(
+    jobs: Jobs, finished_run: Path, flaky_s3: FlakyS3, s3_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the second stage of RB-FT, and all that the node had of it lost: its scratch, and the models that it had fetched."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    scratch, root = tmp_path / "scratch", "s3://rbft/runs/s3-whole"
+    on_s3 = Jobs(jobs.repository, jobs.output_dir, jobs.manifest, {"RAY_ADDRESS": "", "RBFT_MODEL_CACHE": str(tmp_path / "models")})
+    settings = ("output_dir=s3://rbft/runs", f"training.scratch={scratch}")
+
+    def stored(folder: str) -> list[str]:
+        return [str(info.path) for info in storage.list_files(f"{root}/{folder}", recursive=True)]
+
+    job = on_s3.start("pipeline", "s3-whole", *settings)
+    wait_for(lambda: any("/checkpoints/" in name and name.endswith("/COMPLETE.json") for name in stored("train/rb-ft/classify")), job, 900)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    wait_until(lambda: not workers_of(scratch), 120, "workers outlive their driver")
+    shutil.rmtree(scratch)
+    shutil.rmtree(tmp_path / "models")
+    output = on_s3.run("pipeline", "s3-whole", *settings)
+    assert "train direct-sft-1/classify: is there already (s3://rbft/runs/s3-whole/train/" in output and flaky_s3.num_failed > 20
+    for stage in ("direct-sft-1/classify", "direct-sft-2/classify", "rb-ft/rationale", "rb-ft/classify"):
+        (local,) = finished_run.glob(f"train/{stage}/*/final/model.safetensors")
+        (there,) = [name for name in stored(f"train/{stage}") if name.endswith("/final/model.safetensors")]
+        assert storage.read_bytes(f"s3://{there}") == local.read_bytes(), stage
+    assert storage.read_json(f"{root}/summary.json")["systems"] == json.loads((finished_run / "summary.json").read_text())["systems"]
+    assert not list(scratch.rglob("*.pt"))
+    status = read_status(root)
+    assert status.is_done and status.job is None
+
+
+def workers_of(scratch: Path) -> list[psutil.Process]:
+    """Training workers with something open in `scratch`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(each.path.startswith(str(scratch)) for each in process.open_files()):
+                found.append(process)
+        except psutil.Error:  # ended this moment, or somebody else's
+            continue
+    return found
+
+
 @pytest.fixture
 def flaky_s3() -> Iterator[FlakyS3]:
     server = FlakyS3("rbft")
@@ -175,13 +222,7 @@ def flaky_s3() -> Iterator[FlakyS3]:
 
 @pytest.fixture
 def s3_environment(flaky_s3: FlakyS3) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": flaky_s3.url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
+    return flaky_s3.environment
 
 
 def test_a_node_that_dies_costs_training_at_most_the_interval(jobs_on_nodes: Jobs, nodes: Any, finished_training: Path) -> None:

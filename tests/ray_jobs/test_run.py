@@ -446,3 +446,22 @@ def test_the_driver_follows_from_a_stage_that_ended_early_to_the_next(labelled_r
     told = capsys.readouterr().out
     assert "rb-ft/rationale: step 4/9, loss 0.500, 8.2 samples/s, 25.00 % of it waiting for data\n" in told
     assert "rb-ft/classify: step 9/9, loss 0.500, 8.2 samples/s, MFU 42.13 %, 25.00 % of it waiting for data\n" in told
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_run_in_a_store_is_trained_in_the_scratch_and_found_in_the_store(open_run: OpenRun, tmp_path: Path) -> None:
+    scratch = f"training.scratch={tmp_path}/scratch"
+    runs = [open_run("evaluation.systems=[rb-ft]", f"output_dir=s3://runs/{name}", scratch) for name in ("a", "b")]
+    stages = []
+    for run in runs:
+        write_rationales(run, num_bad=0)
+        generate([run])
+        stages.append(plan_stages(run))
+    specs = [planned.spec for of_run in stages for planned in of_run]
+    for run, (first, second) in zip(runs, stages, strict=True):
+        assert first.spec.store == first.spec.home == run.stage_folders()["rb-ft", "rationale"]
+        assert Path(first.spec.folder).is_relative_to(tmp_path / "scratch") and first.spec.folder.endswith(first.spec.fingerprint)
+        assert second.spec.model.path == f"{first.spec.store}/final"
+    # Where a run lies determines nothing, and two of one name are not trained in one folder.
+    assert len({spec.fingerprint for spec in specs}) == 2
+    assert len({spec.folder for spec in specs}) == 4

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -196,6 +197,19 @@ def save_and_load(model: Path, folder: Path, items: list[TrainingItem], zero_sta
     loaded = {name: weight.clone() for name, weight in (whole_state_dict(engine) or {}).items()}
     free_engine(engine)
     return {"best": best, "last": last, "loaded": loaded, "left": sorted(path.name for path in folder.iterdir())}
+
+
+def in_store(environment: dict[str, str], function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)` in a worker that finds its store by `environment`."""
+    os.environ |= environment
+    return function(*arguments)
+
+
+def run_counted(spec: StageSpec, items: list[TrainingItem]) -> int:
+    """`run_stage`; how many optimiser steps it took."""
+    with mock.patch.object(loop, "forward_backward", wraps=forward_backward) as step:
+        loop.run_stage(spec, items)
+    return step.call_count
 
 
 def run_stages(stages: list[tuple[StageSpec, list[TrainingItem]]]) -> dict[str, Any]:
