@@ -102,6 +102,7 @@ def test_a_marker_is_the_last_of_its_files_and_the_log_is_there_before(stage: St
         assert f"{root}/log.jsonl" in s3.written[:marker]
 
 
+@pytest.mark.slow
 def test_told_to_stop_it_comes_back_when_the_checkpoint_is_in_the_store(
     on_disk: StageSpec, stage: StageSpec, items: list[TrainingItem], s3: FlakyS3
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_store_that_refuses_ends_the_stage_and_what_was_not_saved_is_saved_by_
     assert stored_losses() == losses(on_disk)
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_now_and_then_is_asked_again(
     on_disk: StageSpec, stage: StageSpec, items: list[TrainingItem], s3: FlakyS3
 ) -> None:
