@@ -110,7 +110,7 @@ def test_a_request_that_is_wrong_is_not_repeated() -> None:
 
 
 def job(status: str, code: int | None = None, **more: Any) -> Any:
-    fields = {"submission_id": "a-1", "status": status, "driver_exit_code": code, "message": "it died", "metadata": {}}
+    fields: dict[str, Any] = {"submission_id": "a-1", "status": status, "driver_exit_code": code, "message": "it died", "metadata": {}}
     return SimpleNamespace(**(fields | more))
 
 
