@@ -257,13 +257,19 @@ def test_training_takes_another_worker_when_a_node_comes(jobs_on_nodes: Jobs, no
     """It begins on the one node there is, saves when there is room for more, and goes on with two workers where it was."""
     run = jobs_on_nodes.run_dir("train-grows")
     nodes.remove_node(nodes.worker_nodes.copy().pop())
-    settings = ("training.num_cpus=3", "training.min_workers=1", "training.classify_epochs=16", "training.checkpoint_every_steps=1000")
+    epochs = 48  # Ray looks for room once a minute
+    settings = (
+        "training.num_cpus=3",
+        "training.min_workers=1",
+        f"training.classify_epochs={epochs}",
+        "training.checkpoint_every_steps=1000",
+    )
     job = jobs_on_nodes.start("train", "train-grows", *TRAINING, *settings)
     wait_for(lambda: num_logged(run) >= 1, job)
     nodes.add_node(num_cpus=3, object_store_memory=256 << 20)
     output, _ = job.communicate(timeout=900)
     assert job.returncode == 0 and "(there is room for 2 workers)" in output, output
-    assert num_logged(run) == 16 * 12 and lineage(run)["num_workers"] == 2
+    assert num_logged(run) == epochs * 12 and lineage(run)["num_workers"] == 2
 
 
 @pytest.fixture
