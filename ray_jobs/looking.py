@@ -7,6 +7,7 @@ maps of a model when all are read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -214,52 +215,50 @@ def attention_maps(run: Run, system: str, examples: Sequence[Example]) -> dict[s
 
 
 def _read_maps(config: RunConfig, model: ModelConfig, examples: Sequence[Example]) -> pa.Table:
-    maps = {example.id: attention for example, _, attention in _looks(config, model, examples)}
+    maps = {example.id: attention for example, attention in _looks(config, model, examples)}
     return maps_table(maps, {example.id: VideoError.code for example in examples if example.id not in maps})
 
 
 def _find(config: RunConfig, examples: Sequence[Example]) -> tuple[Boxes, dict[str, Clip]]:
     """The boxes of each of `examples` that can be decoded, and its clip without pixels."""
-    source, spec = make_source(config.evaluation.masking), config.video.spec()
+    source = make_source(config.evaluation.masking)
     boxes: Boxes = {}
     clips: dict[str, Clip] = {}
-    with DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes) as pool:
-        for example in examples:
-            try:
-                clip = pool.decode(example.uri, spec, example.start_s, example.end_s)
-            except VideoError:
-                continue
-            boxes[example.id] = asyncio.run(source.boxes(example.id, clip))
-            # Its times and its size are needed until the end, its pixels are not.
-            clips[example.id] = replace(clip, frames_THWC=np.broadcast_to(np.zeros((), dtype=np.uint8), clip.frames_THWC.shape))
+    for example, clip in _decoded(config, examples):
+        boxes[example.id] = asyncio.run(source.boxes(example.id, clip))
+        # Its times and its size are needed until the end, its pixels are not.
+        clips[example.id] = replace(clip, frames_THWC=np.broadcast_to(np.zeros((), dtype=np.uint8), clip.frames_THWC.shape))
     return boxes, clips
 
 
-def _looks(config: RunConfig, model: ModelConfig, examples: Sequence[Example]) -> Iterator[tuple[Example, Clip, AttentionMap]]:
-    """Each of `examples` that can be decoded, with its clip and where `model` looks, one at a time."""
+def _decoded(config: RunConfig, examples: Sequence[Example]) -> Iterator[tuple[Example, Clip]]:
+    """Each of `examples` that can be decoded, with its clip, one at a time."""
+    with DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes) as pool:
+        for example in examples:
+            with contextlib.suppress(VideoError):
+                yield example, pool.decode(example.uri, config.video.spec(), example.start_s, example.end_s)
+
+
+def _looks(config: RunConfig, model: ModelConfig, examples: Sequence[Example]) -> Iterator[tuple[Example, AttentionMap]]:
+    """Each of `examples` that can be decoded, with where `model` looks, one at a time."""
     import torch
 
     from rbft.evaluation.looking.attention import AttentionReader
     from rbft.models.chat import ChatAdapter
     from rbft.models.load import load_model
 
-    attention, spec, task = config.evaluation.attention, config.video.spec(), config.task
+    attention, task = config.evaluation.attention, config.task
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = on_this_node(model)
     loaded = load_model(model.path, model.dtype, model.attention).to(device)
-    reader = AttentionReader(loaded, ChatAdapter(model.path, spec), attention.num_layers)
-    with DecodePool(config.engine.decode_workers, config.video.timeout_s, config.video.memory_limit_bytes) as pool:
-        for example in examples:
-            try:
-                clip = pool.decode(example.uri, spec, example.start_s, example.end_s)
-            except VideoError:
-                continue
-            messages = task.question_messages(example.context)
-            if attention.method == "gradient":
-                (found,) = reader.read_gradient([(clip, messages, example.label or task.labels[0])])
-            else:
-                (found,) = reader.read([(clip, messages)])
-            yield example, clip, found
+    reader = AttentionReader(loaded, ChatAdapter(model.path, config.video.spec()), attention.num_layers)
+    for example, clip in _decoded(config, examples):
+        messages = task.question_messages(example.context)
+        if attention.method == "gradient":
+            (found,) = reader.read_gradient([(clip, messages, example.label or task.labels[0])])
+        else:
+            (found,) = reader.read([(clip, messages)])
+        yield example, found
 
 
 def _task(config: RunConfig, function: Any, *arguments: Any) -> Any:

@@ -18,7 +18,6 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -38,8 +37,6 @@ _HUB_FORM = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md")
 """Of a repository, or of a folder in a store: weights as safetensors and what goes with them, so that a folder which a run of ours made is
 whole. No pickle, and no code."""
-_NUM_AT_A_TIME = 8
-"""Files fetched from a store beside one another."""
 
 
 def is_remote(path: str) -> bool:
@@ -117,14 +114,7 @@ def _fetch_from_store(path: str, model: Path) -> None:
     if where.get_file_info(folder).type != fs.FileType.Directory:
         raise ModelError(f"{storage.shown(path)}: no such folder; give the folder of a Hugging Face model (the one with config.json)")
     found = [os.path.relpath(info.path, folder) for info in storage.list_files(path, recursive=True)]
-
-    def copy(name: str) -> None:
-        to = model / name
-        to.parent.mkdir(parents=True, exist_ok=True)
-        storage.retried(fs.copy_files)(f"{folder}/{name}", str(to), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
-
-    with ThreadPoolExecutor(_NUM_AT_A_TIME) as threads:
-        list(threads.map(copy, filter(_is_wanted, found)))
+    storage.download_files(path, filter(_is_wanted, found), model)
 
 
 def _is_wanted(name: str) -> bool:

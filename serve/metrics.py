@@ -5,7 +5,7 @@ The labels are bounded: routes by their templates, methods and statuses of HTTP,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -76,22 +76,10 @@ class Metrics:
             "rbft_serve_requests", "Requests answered or refused", ("replica", "route", "method", "status"), registry=self._registry
         )
         self._requests = _Bound(requests, replica)
-        request_seconds = Histogram(
-            "rbft_serve_request_seconds",
-            "From a request's first byte to the last of its answer",
-            ("replica", "route"),
-            buckets=_REQUEST_SECONDS,
-            registry=self._registry,
-        )
-        self._request_seconds = _Bound(request_seconds, replica)
-        phase_seconds = Histogram(
-            "rbft_serve_phase_seconds",
-            "Phases of requests, as timing_s has them in answers; those that failed in a phase too",
-            ("replica", "phase"),
-            buckets=_PHASE_SECONDS,
-            registry=self._registry,
-        )
-        self._phase_seconds = _Bound(phase_seconds, replica)
+        about = "From a request's first byte to the last of its answer"
+        self._request_seconds = self._histogram("rbft_serve_request_seconds", about, "route", _REQUEST_SECONDS)
+        about = "Phases of requests, as timing_s has them in answers; those that failed in a phase too"
+        self._phase_seconds = self._histogram("rbft_serve_phase_seconds", about, "phase", _PHASE_SECONDS)
 
     def request(self, route: str, method: str, status: int | None, seconds: float) -> None:
         """Count a request that has ended. `route` is a template or `NO_ROUTE`, `method` of `method_of`."""
@@ -121,6 +109,9 @@ class Metrics:
     def text(self) -> bytes:
         """All of it as it is now, as `MEDIA_TYPE`."""
         return generate_latest(self._registry)
+
+    def _histogram(self, name: str, about: str, label: str, buckets: Sequence[float]) -> _Bound:
+        return _Bound(Histogram(name, about, ("replica", label), buckets=buckets, registry=self._registry), self._replica)
 
     def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
         return Gauge(name, about, ("replica", *labels), registry=self._registry)

@@ -147,12 +147,9 @@ class Asker:
         try:
             yield
         finally:
-            self.took(name, time.perf_counter() - started)
-
-    def took(self, name: str, seconds: float) -> None:
-        """Count `seconds` as those of the phase `name`."""
-        self.timing_s[name] = self.timing_s.get(name, 0.0) + seconds
-        self.observe(name, seconds)
+            seconds = time.perf_counter() - started
+            self.timing_s[name] = self.timing_s.get(name, 0.0) + seconds
+            self.observe(name, seconds)
 
     def timing(self) -> dict[str, float]:
         return {**self.timing_s, "total": time.perf_counter() - self.began}

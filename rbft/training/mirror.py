@@ -17,7 +17,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -34,7 +33,6 @@ _ARTIFACTS = ("checkpoints", "adapter", "final")
 _LOGS_EVERY_S = 15.0
 _SEEN_WITHIN_S = 15.0
 """How long a network disk may take to show one node what another has written."""
-_NUM_THREADS = 8
 
 
 class Mirrored(Protocol):
@@ -133,9 +131,8 @@ class Mirror:
         # Of no use any more: another node has gone further, or nothing was ever saved.
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        for parts in files:
-            if parts[0] not in _ARTIFACTS:
-                storage.download_file("/".join((str(self._store), *parts)), self._folder.joinpath(*parts))
+        logs = ["/".join(parts) for parts in files if parts[0] not in _ARTIFACTS]
+        storage.download_files(str(self._store), logs, self._folder)
         if stored:
             self._fetch(self._checkpoints / stored[-1])
 
@@ -153,14 +150,14 @@ class Mirror:
         uri = self._uri(artifact)
         marker = artifacts.read_marker(uri)
         _LOG.warning("fetching from=%s to=%s", storage.shown(uri), artifact)
-        _each(lambda name: storage.download_file(f"{uri}/{name}", artifact / name), marker["parts"])
+        storage.download_files(uri, marker["parts"], artifact)
         storage.write_json(str(artifact / artifacts.MARKER), marker)
 
     def _send(self, artifact: Path) -> None:
         uri = self._uri(artifact)
         marker = artifacts.read_marker(str(artifact))
         storage.delete_file(f"{uri}/{artifacts.MARKER}")  # of one that is replaced
-        _each(lambda name: storage.upload_folder(artifact / name, f"{uri}/{name}"), marker["parts"])
+        storage.upload_files(artifact, marker["parts"], uri)
         storage.write_json(f"{uri}/{artifacts.MARKER}", marker)
 
     def _send_logs(self) -> None:
@@ -220,8 +217,3 @@ class Mirror:
         dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:
             raise CheckpointError(f"{problem[0]}; make room or mend the store and submit the job again: complete checkpoints are kept")
-
-
-def _each(action: Callable[[str], None], names: Collection[str]) -> None:
-    with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        list(threads.map(action, names))
