@@ -1,5 +1,5 @@
-"""Several jobs on a cluster with too little room for them. Engines only sleep (`benchmarks.cluster`), and each job checks at its end that
-every id has exactly one row."""
+"""Several jobs on a cluster with too little room for them. Engines only sleep (`benchmarks.sleeping_job`), and each job checks at its end
+that every id has exactly one row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cluster(short_tmp: Path) -> Iterator[LocalCluster]:
 def start(cluster: LocalCluster, folder: Path, num_actors: int, num_blocks: int) -> subprocess.Popen[str]:
     folder.mkdir()
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.cluster", "--job", str(folder), str(num_actors), str(num_blocks)],
+        [sys.executable, "-m", "benchmarks.sleeping_job", str(folder), str(num_actors), str(num_blocks)],
         env=cluster.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
