@@ -7,7 +7,7 @@ import importlib
 from functools import partial
 from typing import Any
 
-from rbft.cli import add_run_arguments
+from rbft.cli import add_overrides
 
 _JOBS = {
     "generate": "write a rationale for every training video",
@@ -40,16 +40,16 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
         "what", nargs="+", choices=REPRODUCIBLE, metavar="|".join(REPRODUCIBLE), help="what of the paper; several in one go"
     )
     parser.add_argument("--config", action="append", required=True, metavar="FILE", help="the run's YAML file; again for another backbone")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one value in all of them"
-    )
+    add_overrides(parser)
     parser.set_defaults(handler=lambda arguments: importlib.import_module("ray_jobs.reproduce").reproduce(arguments))
 
 
 def _add_submit(subparsers: Any) -> None:
     parser = subparsers.add_parser("submit", help="run a job on a cluster: send the working tree, show the log", description=_SUBMIT)
-    parser.add_argument("verb", choices=tuple(_JOBS), help="what is done")
-    add_run_arguments(parser)
+    parser.add_argument("verb", choices=(*_JOBS, "reproduce"), help="what is done")
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"what of the paper is reproduced: {', '.join(REPRODUCIBLE)}")
+    parser.add_argument("--config", action="append", required=True, metavar="FILE", help="the run's YAML file; again as for reproduce")
+    add_overrides(parser)
     _add_address(parser)
     parser.add_argument("--detach", action="store_true", help="do not wait: print the job's id and leave")
     parser.add_argument("--working-dir", default=".", metavar="FOLDER", help="the working tree to send (default: this folder)")

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_jobs import job_client
+from ray_jobs.cli import REPRODUCIBLE
 from ray_jobs.job_client import tell
 from ray_jobs.run import COMMAND_VARIABLE, COMMIT_VARIABLE, commit
 from ray_jobs.working_tree import pack, read_working_tree
 from rbft import artifacts, lease
-from rbft.cli import read_run
-from rbft.config import RunConfig, dump_config
-from rbft.errors import ArtifactError, JobError
+from rbft.config import RunConfig, dump_config, load_config
+from rbft.errors import ArtifactError, ConfigError, JobError
 from rbft.evaluation.tables import duration
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ NO_AGENT = (
     "--dashboard-agent-listen-port`"
 )
 RUN_FILE = "rbft-submitted.yaml"
-"""The run file in the archive."""
+"""The run file in the archive, the first if there are several."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,15 @@ class Submission:
     """A job as it is handed to the cluster."""
 
     verb: str
-    config: RunConfig
+    configs: tuple[RunConfig, ...]
+    """Of the runs that it works on: several only where several backbones are compared."""
     entrypoint: str
     environment: dict[str, str]
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run by which the job is known."""
+        return self.configs[0]
 
     @property
     def prefix(self) -> str:
@@ -62,16 +68,17 @@ def submit(arguments: argparse.Namespace) -> int:
     submission = make_submission(arguments)
     tree = read_working_tree(Path(arguments.working_dir))
     tell(f"sending {tree.describe()}")
-    for line in told_paths(submission.config):
+    for line in dict.fromkeys(line for config in submission.configs for line in told_paths(config)):
         tell(line)
     if arguments.dry_run:
         tell(f"would run: {submission.entrypoint}")
         return 0
-    refuse_if_held(submission.config)
+    for config in submission.configs:
+        refuse_if_held(config)
     client = job_client.connect(arguments.address)
     with tempfile.TemporaryDirectory(prefix="rbft-submit-") as scratch:
         archive = Path(scratch) / "working_tree.zip"
-        pack(tree, {RUN_FILE: dump_config(submission.config)}, archive)
+        pack(tree, {_run_file(number): dump_config(config) for number, config in enumerate(submission.configs)}, archive)
         job_id = hand_in(client, submission, archive)
     tell(f"submitted as {job_id}: `rbft logs {job_id}` shows its log, `rbft stop {job_id}` ends it")
     if arguments.detach:
@@ -81,20 +88,43 @@ def submit(arguments: argparse.Namespace) -> int:
 
 
 def make_submission(arguments: argparse.Namespace) -> Submission:
-    config = read_run(arguments)
-    # A job's own folder is gone when the job is.
-    if "://" not in config.output_dir:
-        config = config.model_copy(update={"output_dir": os.path.abspath(os.path.expanduser(config.output_dir))})
-    entrypoint = ["python", "-m", f"ray_jobs.{arguments.verb}", "--config", RUN_FILE]
+    """Raises `ConfigError` if the command line or a run file is wrong."""
+    _check(arguments)
+    configs = tuple(_from_anywhere(load_config(path, arguments.overrides)) for path in arguments.config)
+    entrypoint = ["python", "-m", f"ray_jobs.{arguments.verb}", *arguments.what]
+    entrypoint += [word for number in range(len(configs)) for word in ("--config", _run_file(number))]
     entrypoint += ["--retry-errors"] if arguments.retry_errors else []
-    settings = [word for override in arguments.overrides for word in ("--set", override)]
-    environment = {
-        COMMAND_VARIABLE: shlex.join(["rbft", "submit", arguments.verb, "--config", arguments.config, *settings]),
-        "RAY_JOB_STOP_WAIT_TIME_S": str(job_client.STOP_WAIT_S),
-    }
+    typed = ["rbft", "submit", arguments.verb, *arguments.what]
+    typed += [word for path in arguments.config for word in ("--config", path)]
+    typed += [word for override in arguments.overrides for word in ("--set", override)]
+    environment = {COMMAND_VARIABLE: shlex.join(typed), "RAY_JOB_STOP_WAIT_TIME_S": str(job_client.STOP_WAIT_S)}
     if found := commit():
         environment[COMMIT_VARIABLE] = found
-    return Submission(arguments.verb, config, shlex.join(entrypoint), environment)
+    return Submission(arguments.verb, configs, shlex.join(entrypoint), environment)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    verb, what = arguments.verb, arguments.what
+    if verb != "reproduce":
+        if what or len(arguments.config) > 1:
+            raise ConfigError(f"rbft submit {verb} takes one --config and nothing else; `reproduce` takes several, and what to reproduce")
+        return
+    if not what or not set(what) <= set(REPRODUCIBLE):
+        raise ConfigError(f"rbft submit reproduce {' '.join(what) or 'what?'}: give one or more of {', '.join(REPRODUCIBLE)}")
+    if arguments.retry_errors:
+        raise ConfigError("rbft submit reproduce has no --retry-errors; submit `evaluate` with it first")
+
+
+def _from_anywhere(config: RunConfig) -> RunConfig:
+    """With its `output_dir` as it is from here: a job's own folder is gone when the job is."""
+    if "://" in config.output_dir:
+        return config
+    return config.model_copy(update={"output_dir": os.path.abspath(os.path.expanduser(config.output_dir))})
+
+
+def _run_file(number: int) -> str:
+    """The name of a run file in the archive."""
+    return RUN_FILE if number == 0 else RUN_FILE.replace(".", f"-{number + 1}.")
 
 
 def told_paths(config: RunConfig) -> list[str]:

@@ -79,6 +79,10 @@ def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
 def add_run_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add `--config FILE` and `--set KEY=VALUE` (any number of times)."""
     parser.add_argument("--config", required=required, metavar="FILE", help="the run's YAML file")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",

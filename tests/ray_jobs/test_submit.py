@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from ray_jobs.job_client import exit_code, find_job, retried
 from ray_jobs.submit import hand_in, make_submission, told_paths
 from rbft import cli
 from rbft.config import dump_config, load_config
-from rbft.errors import JobError
+from rbft.errors import ConfigError, JobError
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -45,6 +46,36 @@ def test_a_run_on_a_store_stays_where_it_is(repository: Path, monkeypatch: pytes
     monkeypatch.chdir(repository)
     config = make_submission(parse("--set", "output_dir=s3://bucket/runs")).config
     assert config.run_dir == "s3://bucket/runs/miniature" and "run" not in " ".join(told_paths(config)).split()
+
+
+def test_several_backbones_are_reproduced_by_one_job(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    names = [f"smarthome-{backbone}-7b" for backbone in ("qwen2-vl", "qwen2.5-vl")]
+    words = ["submit", "reproduce", "table1", "figure2", *(word for name in names for word in ("--config", f"configs/{name}.yaml"))]
+    submission = make_submission(cli.build_parser()[0].parse_args(words))
+    assert [config.name for config in submission.configs] == names and submission.prefix.startswith(f"{names[0]}-")
+    said = "python -m ray_jobs.reproduce table1 figure2 --config rbft-submitted.yaml --config rbft-submitted-2.yaml"
+    assert submission.entrypoint == said
+    assert submission.environment["RBFT_COMMAND"] == shlex.join(["rbft", *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["reproduce", "table9"], "table9: give one or more of table1"),
+        (["reproduce"], "what?: give one or more of table1"),
+        (["reproduce", "table1", "--retry-errors"], "submit `evaluate` with it first"),
+        (["pipeline", "table1"], "takes one --config and nothing else"),
+        (["train", "--config", "configs/miniature.yaml"], "takes one --config and nothing else"),
+    ],
+)
+def test_what_cannot_be_submitted_is_told_with_what_can(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
+) -> None:
+    monkeypatch.chdir(repository)
+    arguments = cli.build_parser()[0].parse_args(["submit", *words, "--config", "configs/miniature.yaml"])
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        make_submission(arguments)
 
 
 def test_the_ids_of_a_runs_jobs_begin_alike_whatever_they_do(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
