@@ -196,7 +196,7 @@ def measure(case: Case, path: str, pool: DecodePool) -> dict[str, Any]:
                     continue
             seconds[name], frames = _timed(run, path, case.duration_s, case.fps, height, width)
         except Exception as error:  # noqa: BLE001  # whatever a peer cannot do is its result here
-            wrong[name] = (str(error).splitlines() or [type(error).__name__])[0]
+            wrong[name] = _reason(error, path)
         else:
             differences = [float(np.abs(a.astype(np.int16) - b).mean()) for a, b in zip(frames, expected, strict=True)]
             if num_others := sum(difference > _MAX_DIFFERENCE for difference in differences):
@@ -211,7 +211,7 @@ def measure(case: Case, path: str, pool: DecodePool) -> dict[str, Any]:
             try:
                 seconds[name] += _timed(contenders[name], path, case.duration_s, case.fps, height, width)[0]
             except Exception as error:  # noqa: BLE001  # decord fails now and then
-                wrong[name] = (str(error).splitlines() or [type(error).__name__])[0]
+                wrong[name] = _reason(error, path)
     medians = {name: statistics.median(times) for name, times in seconds.items() if times}
     best = min((name for name in medians if name != OURS and name not in wrong), key=medians.__getitem__)
     result = {
@@ -253,6 +253,12 @@ def _drain(waiting: queue.SimpleQueue[str], pool: DecodePool) -> None:
     with contextlib.suppress(queue.Empty):
         while True:
             pool.decode(waiting.get_nowait(), SPEC)
+
+
+def _reason(error: Exception, path: str) -> str:
+    """The first line of what a peer said, with the clip's name alone."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return first.replace(f"{Path(path).parent}/", "")
 
 
 def _timed(run: Contender, path: str, duration_s: int, fps: float, height: int, width: int) -> tuple[list[float], Frames]:

@@ -56,6 +56,8 @@ class Service:
                 continue
             part = next((part for mark, part in _PARTS.items() if mark in line), "rest of Ray" if "ray" in line else "server")
             spent[part] = spent.get(part, 0.0) + times.user + times.system
+            if part == "replica":  # its decoders that have been replaced
+                spent["decoders"] = spent.get("decoders", 0.0) + times.children_user + times.children_system
         return spent
 
 

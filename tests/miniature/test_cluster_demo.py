@@ -24,7 +24,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write(folder: Path, accuracy: float, brier: float = 0.1, **more: object) -> None:
     metrics = folder / "evaluation/rb-ft/0123"
     metrics.mkdir(parents=True)
-    (metrics / "metrics.json").write_text(json.dumps({"brier": brier}))
+    (metrics / "metrics.json").write_text(json.dumps({"brier": brier, "fingerprint": str(folder)}))
     (folder / "run.json").write_text(json.dumps({"artifacts": {"evaluation/rb-ft": "/elsewhere/run/evaluation/rb-ft/0123"}}))
     (folder / "summary.json").write_text(json.dumps({"systems": {"rb-ft": {"accuracy": accuracy}}} | more))
 
