@@ -91,8 +91,8 @@ def node_dies_in_training() -> float:
         _wait_until(lambda: _num_steps(folder) >= 5, job)
         node = cluster.node_with("RayTrainWorker")
         assert node is not None, "no node has the worker"
-        cluster.kill_node(node)
         killed, done = time.time(), _num_steps(folder)
+        cluster.kill_node(node)
         _wait_until(lambda: _num_steps(folder) > done, job)
         return time.time() - killed
 
@@ -127,8 +127,8 @@ def node_dies_under_serving() -> float:
             client.classify(clip)
             node = cluster.node_with("ServeReplica")
             assert node is not None, "no node has a replica"
-            cluster.kill_node(node)
             killed = time.time()
+            cluster.kill_node(node)
             answered: list[float] = []
             while len(answered) < 20:
                 assert time.time() - killed < _WAIT_S, "the other replica does not answer"

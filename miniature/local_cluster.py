@@ -51,7 +51,11 @@ class LocalCluster:
         self._num_started = 0
 
     def __enter__(self) -> Self:
-        self.start_head()
+        try:
+            self.start_head()
+        except BaseException:  # Ctrl-C too: the head is in a session of its own
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

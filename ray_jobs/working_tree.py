@@ -98,12 +98,17 @@ def _entry(name: str, mode: int) -> zipfile.ZipInfo:
 
 
 def _from_git(root: Path) -> list[str] | None:
-    """None where `root` is in no checkout, or git is not there."""
+    """None where `root` is in no checkout. Raises `JobError` if it is in one that git does not tell of: it alone knows what is not to be
+    sent."""
+    if not any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)):
+        return None
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    except OSError as error:
+        raise JobError(f"{root}: is a git checkout, and git cannot be run ({error}); install it") from None
+    except subprocess.CalledProcessError as error:
+        raise JobError(f"{root}: git does not list its files: {error.stderr.decode(errors='replace').strip()}") from None
     return sorted({os.fsdecode(name) for name in listed.split(b"\0") if name})
 
 

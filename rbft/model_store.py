@@ -60,7 +60,8 @@ def local_model(path: str, fingerprint: str | None = None) -> Path:
             if not (place / "FETCHED.json").is_file():  # nobody has fetched it meanwhile
                 _fetch(path, place, fingerprint)
     if fingerprint is not None:
-        require_fingerprint(path, json.loads((place / "FETCHED.json").read_text())["fingerprint"], fingerprint)
+        found = json.loads((place / "FETCHED.json").read_text())["fingerprint"]
+        require_fingerprint(f"{storage.shown(path)}, as it was fetched to {place} (remove that to fetch it anew)", found, fingerprint)
     return place / "model"
 
 
@@ -86,6 +87,9 @@ def _alone(place: Path) -> Iterator[None]:
 
 def _fetch(path: str, place: Path, fingerprint: str | None) -> None:
     _LOG.warning("fetching model=%s to=%s", storage.shown(path), place)
+    for left in place.parent.glob(f"{place.name}.*"):  # by who was killed while he fetched
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
     scratch = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}")
     model = scratch / "model"
     try:
@@ -111,7 +115,7 @@ def _fetch(path: str, place: Path, fingerprint: str | None) -> None:
 
 def _fetch_from_store(path: str, model: Path) -> None:
     where, folder = storage.filesystem(path)
-    if where.get_file_info(folder).type != fs.FileType.Directory:
+    if storage.retried(where.get_file_info)(folder).type != fs.FileType.Directory:
         raise ModelError(f"{storage.shown(path)}: no such folder; give the folder of a Hugging Face model (the one with config.json)")
     found = [os.path.relpath(info.path, folder) for info in storage.list_files(path, recursive=True)]
     storage.download_files(path, filter(_is_wanted, found), model)

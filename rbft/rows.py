@@ -108,7 +108,7 @@ def finish(folder: str, name: str, schema: pa.Schema, ids: Iterable[str], finger
         storage.write_bytes(f"{folder}/{file}", content)
         files[file] = {"bytes": len(content), "sha256": artifacts.bytes_sha256(content)}
     artifacts.mark_complete(folder, fingerprint, files, lineage)
-    with contextlib.suppress(OSError):  # Somebody still writes there: an actor that outlived its driver. Nobody reads it.
+    with contextlib.suppress(ArtifactError):  # Somebody still writes there: an actor that outlived its driver. Nobody reads it.
         storage.delete_folder(f"{folder}/parts")
     attempts.forget(folder)
 

@@ -34,7 +34,10 @@ _LASTING = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EINVAL),
 )
-_LASTING_AT_AWS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "NO_SUCH_KEY", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "RESOURCE_NOT_FOUND")
+_LASTING_AT_AWS = (
+    *("' not found", "ACCESS_DENIED", "NO_SUCH_BUCKET", "NO_SUCH_KEY"),
+    *("INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "RESOURCE_NOT_FOUND"),
+)
 """How Arrow's S3 filesystem names errors; they carry no errno."""
 
 
@@ -44,12 +47,25 @@ def _may_pass(error: BaseException) -> bool:
     return not any(name in str(error) for name in _LASTING_AT_AWS)
 
 
-retried = tenacity.retry(
-    retry=tenacity.retry_if_exception(_may_pass),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.25, max=4),
-    stop=tenacity.stop_after_attempt(6),
-    reraise=True,
-)
+def _retried(num_attempts: int) -> Any:
+    return tenacity.retry(
+        retry=tenacity.retry_if_exception(_may_pass),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.25, max=4),
+        stop=tenacity.stop_after_attempt(num_attempts),
+        reraise=True,
+    )
+
+
+retried = _retried(6)
+
+
+@contextlib.contextmanager
+def _telling(uri: str, undone: str, advice: str = "") -> Iterator[None]:
+    """What a disk or a store says, as an `ArtifactError` that names the place: it cannot be `undone`."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{shown(uri)}: cannot be {undone} ({error}){advice}") from None
 
 
 def shown(uri: str) -> str:
@@ -58,7 +74,7 @@ def shown(uri: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem that holds `uri` and the path there; raises `ArtifactError` for a scheme nobody serves."""
+    """The filesystem that holds `uri` and the path there; raises `ArtifactError` for a scheme nobody serves or a store out of reach."""
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
     try:
@@ -67,9 +83,14 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
             return fs.FileSystem.from_uri(uri)
         bucket_fs, bucket = _s3(parts.netloc, parts.query, frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
         return bucket_fs, f"{bucket}{unquote(parts.path)}".rstrip("/")
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:
         reason = str(error).replace(uri, shown(uri))
         raise ArtifactError(f"{shown(uri)}: no filesystem for it ({reason}); use a path, file://, s3:// or gs://") from None
+    except OSError as error:
+        reason = str(error).replace(uri, shown(uri))
+        raise ArtifactError(
+            f"{shown(uri)}: its store cannot be reached ({reason}); see to its name, the network and the credentials"
+        ) from None
 
 
 @functools.lru_cache(maxsize=16)
@@ -78,7 +99,8 @@ def _s3(netloc: str, query: str, _settings: frozenset[tuple[str, str]]) -> tuple
 
     `_settings` are those of the environment, which a client reads once.
     """
-    return fs.FileSystem.from_uri(f"s3://{netloc}{f'?{query}' if query else ''}")
+    # The region of the bucket is asked for; where there is no network Arrow itself tries that for some seconds.
+    return _retried(2)(fs.FileSystem.from_uri)(f"s3://{netloc}{f'?{query}' if query else ''}")
 
 
 def is_local(uri: str) -> bool:
@@ -94,8 +116,10 @@ def local_path(uri: str) -> Path:
 
 
 def exists(uri: str) -> bool:
+    """Raises `ArtifactError` if that cannot be told."""
     where, path = filesystem(uri)
-    return _file_type(where, path) != fs.FileType.NotFound
+    with _telling(uri, "looked at"):
+        return bool(_file_type(where, path) != fs.FileType.NotFound)
 
 
 @retried
@@ -106,7 +130,8 @@ def _file_type(where: fs.FileSystem, path: str) -> Any:
 def stamp(uri: str) -> tuple[int, int]:
     """Size in bytes and time of the last change in nanoseconds of the file `uri`; raises `ArtifactError` if there is none that has them."""
     where, path = filesystem(uri)
-    info = retried(where.get_file_info)(path)
+    with _telling(uri, "looked at"):
+        info = retried(where.get_file_info)(path)
     if info.type != fs.FileType.File or info.size is None or info.mtime_ns is None:
         raise ArtifactError(f"{shown(uri)}: no such file, or its storage knows no size and time of it")
     return int(info.size), int(info.mtime_ns)
@@ -125,33 +150,35 @@ def make_folder(uri: str) -> None:
 
 
 def list_files(uri: str, recursive: bool = False) -> list[fs.FileInfo]:
-    """The files below the folder `uri`, sorted by path; empty if there is no such folder."""
+    """The files below the folder `uri`, sorted by path; empty if there is no such folder. Raises `ArtifactError` if that cannot be told."""
     where, path = filesystem(uri)
-    found = retried(where.get_file_info)(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    with _telling(uri, "looked at"):
+        found = retried(where.get_file_info)(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
     return sorted((info for info in found if info.type == fs.FileType.File), key=lambda info: str(info.path))
 
 
 def delete_file(uri: str) -> None:
-    """Delete `uri`; harmless if it is not there."""
+    """Delete `uri`; harmless if it is not there. Raises `ArtifactError` if it cannot be deleted."""
     where, path = filesystem(uri)
-    if _file_type(where, path) == fs.FileType.File:
-        with contextlib.suppress(FileNotFoundError):
-            retried(where.delete_file)(path)
+    with _telling(uri, "deleted"):
+        if _file_type(where, path) == fs.FileType.File:
+            with contextlib.suppress(FileNotFoundError):
+                retried(where.delete_file)(path)
 
 
 def delete_folder(uri: str) -> None:
+    """Delete `uri` and what is in it; harmless if it is not there. Raises `ArtifactError` if it cannot be deleted."""
     where, path = filesystem(uri)
-    if _file_type(where, path) == fs.FileType.Directory:
-        retried(where.delete_dir)(path)
+    with _telling(uri, "deleted"):
+        if _file_type(where, path) == fs.FileType.Directory:
+            retried(where.delete_dir)(path)
 
 
 def read_bytes(uri: str) -> bytes:
     """The bytes of `uri`; raises `ArtifactError` if there are none to read."""
     where, path = filesystem(uri)
-    try:
+    with _telling(uri, "read"):
         return _read(where, path)
-    except OSError as error:
-        raise ArtifactError(f"{shown(uri)}: cannot be read ({error})") from None
 
 
 @retried
@@ -163,10 +190,8 @@ def _read(where: fs.FileSystem, path: str) -> bytes:
 def write_bytes(uri: str, content: bytes) -> None:
     """Write `uri` whole or not at all, replacing what was there; raises `ArtifactError` if it cannot be written."""
     where, path = filesystem(uri)
-    try:
+    with _telling(uri, "written", "; mend its permissions or make room on its disk"):
         _write(where, path, content)
-    except OSError as error:
-        raise ArtifactError(f"{shown(uri)}: cannot be written ({error}); mend its permissions or make room on its disk") from None
 
 
 @retried
@@ -238,9 +263,10 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 
 def upload_folder(source: Path, uri: str) -> None:
-    """Copy the local folder (or file) `source` to `uri`."""
+    """Copy the local folder (or file) `source` to `uri`; raises `ArtifactError` if that fails."""
     where, path = filesystem(uri)
-    retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
+    with _telling(uri, "written"):
+        retried(fs.copy_files)(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=where)
 
 
 def upload_files(source: Path, names: Iterable[str], uri: str) -> None:
@@ -249,13 +275,17 @@ def upload_files(source: Path, names: Iterable[str], uri: str) -> None:
 
 
 def download_files(uri: str, names: Iterable[str], target: Path) -> None:
-    """Copy the files `names` below `uri` to the same names below the local `target`, several at a time; their folders are made."""
+    """Copy the files `names` below `uri` to the same names below the local `target`, several at a time; their folders are made.
+
+    Raises `ArtifactError` if that fails.
+    """
     where, folder = filesystem(uri)
 
     def download(name: str) -> None:
         to = target / name
-        to.parent.mkdir(parents=True, exist_ok=True)
-        retried(fs.copy_files)(f"{folder}/{name}", str(to), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
+        with _telling(f"{uri}/{name}", "fetched"):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            retried(fs.copy_files)(f"{folder}/{name}", str(to), source_filesystem=where, destination_filesystem=fs.LocalFileSystem())
 
     _at_a_time(download, names)
 

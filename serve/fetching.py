@@ -26,7 +26,7 @@ from pyarrow import fs
 
 from rbft import storage
 from rbft.config import UrlsConfig
-from rbft.errors import UploadTooLargeError, UrlRefusedError, UrlUnreachableError
+from rbft.errors import ArtifactError, UploadTooLargeError, UrlRefusedError, UrlUnreachableError
 from serve.addresses import Address, is_public
 from serve.links import Link, StoredTarget, WebTarget, allowed_target
 from serve.upload import named, storing
@@ -165,7 +165,7 @@ def _copy_stored(target: StoredTarget, write: Write) -> None:
         with where.open_input_stream(path, compression=None) as stream:
             while piece := stream.read(_STORED_PIECE_BYTES):
                 write(piece)
-    except (OSError, ValueError):  # ValueError is Arrow's for names that a store cannot have
+    except (OSError, ValueError, ArtifactError):  # ValueError is Arrow's for names that a store cannot have
         raise UrlUnreachableError("there is no such file, or it cannot be read; correct the address") from None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rbft import lease
+from rbft import lease, storage
 from rbft.errors import JobError
 from rbft.lease import STALE_S, Lease
 
@@ -106,6 +106,21 @@ def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monkey
         first = json.loads((tmp_path / "lease.json").read_text())["at"]
         time.sleep(0.5)
         assert json.loads((tmp_path / "lease.json").read_text())["at"] > first
+
+
+def test_a_store_that_refuses_for_a_while_does_not_cost_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+
+    def refuse(*_: object) -> None:
+        raise OSError("AWS Error ACCESS_DENIED")
+
+    with Lease(str(tmp_path), "at work"):
+        first = json.loads((tmp_path / "lease.json").read_text())["at"]
+        with monkeypatch.context() as refusing:
+            refusing.setattr(storage, "_file_type", refuse)
+            time.sleep(0.3)
+        time.sleep(0.5)
+        assert json.loads((tmp_path / "lease.json").read_text())["at"] > first + 0.4
 
 
 def test_a_store_that_fails_now_and_then_does_not_cost_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

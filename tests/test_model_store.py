@@ -94,6 +94,14 @@ def test_many_processes_of_a_node_fetch_it_once(model: Path, cache: Path) -> Non
 
 
 @pytest.mark.usefixtures("s3")
+def test_what_was_fetched_in_part_by_who_was_killed_goes(model: Path, cache: Path) -> None:
+    storage.upload_folder(model, "s3://models/half")
+    folder = local_model("s3://models/half").parent
+    folder.rename(folder.with_name(f"{folder.name}.0123abcd"))  # as it lies before its last file is there
+    assert local_model("s3://models/half").parent == folder and not list(cache.glob("*.0123abcd"))
+
+
+@pytest.mark.usefixtures("s3")
 def test_a_model_other_than_the_pinned_one_is_refused_and_not_kept(model: Path, cache: Path) -> None:
     storage.upload_folder(model, "s3://models/tiny")
     right = artifacts.model_fingerprint(model)

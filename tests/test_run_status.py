@@ -75,6 +75,25 @@ def test_rows_are_counted_with_their_errors_and_suspects(run: Run) -> None:
     assert "submit it again, it goes on where it stopped; with --retry-errors, the 1 videos with errors are tried again: " in told
 
 
+def test_rows_that_are_joined_while_they_are_counted_are_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run.layout.rationales(run.rationale_fingerprint())
+    run.record_artifact("rationales", folder)
+    cohort = run.cohort()
+    write(run, cohort)
+    count = rows.outcomes
+    counted: list[str] = []
+
+    def count_late(folder: str, schema: Any) -> dict[str, str | None]:
+        if not counted:
+            counted.append(folder)
+            rows.finish(folder, "rationales", schema, [example.id for example in cohort], "0123", {})
+            raise ArtifactError(f"{folder}/parts/part.parquet: cannot be read as Parquet (No such file or directory)")
+        return count(folder, schema)
+
+    monkeypatch.setattr(rows, "outcomes", count_late)
+    assert steps(run)["rationales"] == Step("rationales", "done", 8, 8, "videos")
+
+
 def test_training_is_as_far_as_its_log_and_would_go_on_from_its_last_whole_checkpoint(run: Run) -> None:
     run.record_artifact("rationales", run.layout.rationales(run.rationale_fingerprint()))
     write(run, run.cohort())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pyarrow import fs
 
@@ -19,6 +19,8 @@ VIDEO_EXTENSIONS = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".ogv", ".3gp")
 )
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_IN_URI = re.compile("[%?#]")
+"""What means something else in a URI than in a path."""
 
 
 def resolve_uri(uri: str, base: str | Path) -> str:
@@ -31,7 +33,7 @@ def resolve_uri(uri: str, base: str | Path) -> str:
     if _SCHEME.match(uri):
         return uri
     if _SCHEME.match(base) and not os.path.isabs(uri):
-        return f"{base.rstrip('/')}/{uri}"
+        return f"{base.rstrip('/')}/{_IN_URI.sub(lambda found: quote(found[0]), uri)}"
     return os.path.abspath(os.path.join(base, uri))
 
 

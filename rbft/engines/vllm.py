@@ -120,16 +120,21 @@ class VllmEngine:
         tokens = tokens_below(tree, node)
         if len(tokens) > _MAX_READ:
             tokens = tree[node]
-        params = self._params(
-            max_tokens=max_new_tokens or depth_below(tree, node), temperature=0.0, logprobs=len(tokens), logprob_token_ids=tokens
-        )
-        result = await self._run(rendered, params, priority)
+        chunk, *others = [tokens[start : start + _MAX_READ] for start in range(0, len(tokens), _MAX_READ)]
+        result = await self._run(rendered, self._reading(chunk, max_new_tokens or depth_below(tree, node)), priority)
         output = result.outputs[0]
-        logprobs = [{token: read.logprob for token, read in step.items()} for step in output.logprobs]
+        logprobs = [_logprobs(step) for step in output.logprobs]
+        for other in others:  # a task with more labels than one request may read
+            more = await self._run(rendered, self._reading(other, 1), priority)
+            logprobs[0] |= _logprobs(more.outputs[0].logprobs[0])
         reads = read_on_the_way(tree, node, output.token_ids, logprobs)
         if node not in reads:
             raise EngineError("the engine gave no log-probabilities of the labels' tokens")
         return reads, result
+
+    def _reading(self, tokens: Sequence[int], max_tokens: int) -> Any:
+        """Of a request that writes greedily and tells the log-probabilities of `tokens` at each step."""
+        return self._params(max_tokens=max_tokens, temperature=0.0, logprobs=len(tokens), logprob_token_ids=list(tokens))
 
     def _text_params(self, sampling: Sampling, *, streamed: bool = False) -> Any:
         seed = sampling.seed if sampling.temperature > 0 else None
@@ -258,6 +263,10 @@ def _set_environment(config: EngineConfig) -> None:
     # vLLM takes "mp" for "uni" on CPUs, so that it can bind threads there; not with this set. `AsyncLLM` has its engine's process anyway.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     logging.getLogger("vllm.engine.arg_utils").setLevel(logging.ERROR)  # of a seed set in this process, which runs no model
+
+
+def _logprobs(step: dict[int, Any]) -> dict[int, float]:
+    return {token: read.logprob for token, read in step.items()}
 
 
 def _one_line(error: BaseException) -> str:

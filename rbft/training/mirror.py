@@ -130,7 +130,7 @@ class Mirror:
             return
         # Of no use any more: another node has gone further, or nothing was ever saved.
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        self._folder.mkdir(parents=True, exist_ok=True)  # a network disk keeps what somebody still has open
         logs = ["/".join(parts) for parts in files if parts[0] not in _ARTIFACTS]
         storage.download_files(str(self._store), logs, self._folder)
         if stored:
@@ -170,7 +170,7 @@ class Mirror:
                         stat = path.stat()
                         stamp = (stat.st_size, stat.st_mtime_ns)
                         if self._sent.get(str(path)) != stamp:
-                            storage.upload_folder(path, self._uri(path))
+                            _upload(path, self._uri(path))
                             self._sent[str(path)] = stamp
 
     def _require_shared(self) -> None:
@@ -217,3 +217,12 @@ class Mirror:
         dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:
             raise CheckpointError(f"{problem[0]}; make room or mend the store and submit the job again: complete checkpoints are kept")
+
+
+def _upload(file: Path, uri: str) -> None:
+    try:
+        storage.upload_folder(file, uri)
+    except ArtifactError:
+        if file.exists():
+            raise
+        raise FileNotFoundError(file) from None

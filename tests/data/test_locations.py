@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from rbft import storage
 from rbft.data.locations import VideosByName, list_videos, resolve_uri
 from rbft.errors import DataError
 
@@ -15,6 +16,7 @@ from rbft.errors import DataError
         ("-a.mp4", "/videos", "/videos/-a.mp4"),
         ("a b/ü.mp4", "/videos", "/videos/a b/ü.mp4"),
         ("a.mp4", "s3://bucket/videos/", "s3://bucket/videos/a.mp4"),
+        ("a #1, 100%?.mp4", "s3://bucket/videos", "s3://bucket/videos/a %231, 100%25%3F.mp4"),
         ("/disk/a.mp4", "s3://bucket/videos", "/disk/a.mp4"),
         ("gs://bucket/a.mp4", "/videos", "gs://bucket/a.mp4"),
         ("file:///disk/a%20b.mp4", "/videos", "/disk/a b.mp4"),
@@ -64,3 +66,10 @@ def test_a_video_is_found_by_its_name_or_alone_in_a_folder_of_that_name(tmp_path
     assert "b" not in videos, "which of the two is meant?"
     assert videos.locate("c") == str(tmp_path / "c" / "c.mp4")
     assert videos.locate("d") == str(tmp_path / "d.webm")
+
+
+def test_a_name_in_a_store_may_have_what_means_something_in_a_uri(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # else the bucket's region is asked for
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    _, path = storage.filesystem(resolve_uri("a #1, 100%25?.mp4", "s3://bucket/videos"))
+    assert path == "bucket/videos/a #1, 100%25?.mp4"

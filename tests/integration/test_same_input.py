@@ -142,6 +142,17 @@ def test_many_labels_are_read_too(miniature: tuple[Engines, RunConfig]) -> None:
     assert by_vllm == pytest.approx(by_hf, abs=2e-3)
 
 
+def test_more_labels_than_one_request_may_read_are_read_too(miniature: tuple[Engines, RunConfig]) -> None:
+    engines, config = miniature
+    tokenizer = engines.vllm.adapter.tokenizer
+    words = (tokenizer.decode([token]).strip() for token in range(len(tokenizer)))
+    by_first_token = {engines.vllm.adapter.answer_ids(word)[0]: word for word in words if word.isalpha()}
+    labels = list(by_first_token.values())
+    assert len(labels) > 128
+    by_vllm, by_hf = engines.both("score", random_clip(1, height=84, width=84), config.task.question_messages(), labels)
+    assert by_vllm == pytest.approx(by_hf, abs=2e-3)
+
+
 def test_a_prompt_longer_than_the_context_fails_alone(miniature: tuple[Engines, RunConfig]) -> None:
     """It is an error row then, and not the end of a job."""
     engines, config = miniature

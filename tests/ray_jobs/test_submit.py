@@ -18,8 +18,8 @@ from ray.job_submission import JobStatus
 
 from ray_jobs import job_client
 from ray_jobs.job_client import exit_code, find_job, retried
-from ray_jobs.submit import hand_in, make_submission, told_paths
-from rbft import cli
+from ray_jobs.submit import hand_in, make_submission, refuse_if_held, told_paths
+from rbft import cli, storage
 from rbft.config import dump_config, load_config
 from rbft.errors import ConfigError, JobError
 
@@ -95,6 +95,16 @@ def test_a_job_gets_the_number_after_the_highest_one_also_when_an_older_job_was_
     assert hand_in(client, submission, tmp_path / "a.zip") == f"{submission.prefix}11"
     jobs.clear()
     assert hand_in(client, submission, tmp_path / "a.zip") == f"{submission.prefix}1"
+
+
+def test_a_run_in_a_store_that_only_the_cluster_may_read_can_be_submitted(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+
+    def refuse(*_: object) -> None:
+        raise OSError("AWS Error ACCESS_DENIED during HeadObject operation")
+
+    monkeypatch.setattr(storage, "_file_type", refuse)
+    refuse_if_held(make_submission(parse()).config)
 
 
 def test_nothing_is_sent_in_a_dry_run(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

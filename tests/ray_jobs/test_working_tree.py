@@ -39,6 +39,16 @@ def test_a_folder_of_a_checkout_is_sent_by_itself(tmp_path: Path) -> None:
     assert read_working_tree(tmp_path / "below").files == ("b.py",)
 
 
+def test_a_checkout_that_git_does_not_tell_of_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It alone knows what is ignored, and that may be secret."""
+    write(tmp_path, "below/a.py", ".gitignore", ".git/HEAD")
+    with pytest.raises(JobError, match="git does not list its files: fatal: "):
+        read_working_tree(tmp_path / "below")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JobError, match="is a git checkout, and git cannot be run"):
+        read_working_tree(tmp_path)
+
+
 def test_outside_a_checkout_junk_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     write(tmp_path, "a.py", "runs/r/run.json", ".venv/lib/c.py", "p/__pycache__/p.pyc", ".mypy_cache/x", "rbft.egg-info/x", "p/b.py")
