@@ -332,7 +332,7 @@ Milliseconds of CPU a request, with {max(result.levels)} clients:
 
 {result.cpu_table()}
 
-With {NUM_STREAMS} rationales asked for all the time as streams, of which the service writes a quarter of `engine.max_num_seqs` at once, the
+With {NUM_STREAMS} rationales asked for all the time as streams, of which the service writes a sixth of `engine.max_num_seqs` at once, the
 p95 of {_NUM_BESIDE_STREAMS[0]} clients' classifications is {result.beside()}.
 """
 

@@ -231,5 +231,5 @@ def _max_classifying(config: RunConfig) -> int:
 
 
 def _max_explaining(config: RunConfig) -> int:
-    # A quarter of a step: a rationale keeps its place in it for seconds, and makes each of them longer for classifications.
-    return max(1, config.engine.max_num_seqs // 4)
+    # A sixth of a step: a rationale keeps its place in it for seconds, and makes each of them longer for classifications.
+    return max(1, config.engine.max_num_seqs // 6)

@@ -15,8 +15,9 @@ Shape legend: L tokens of a sample, T frames of H x W pixels, P patches of a vid
 from __future__ import annotations
 
 import functools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,6 +59,10 @@ class EncodedSample:
         return int((self.labels_L != IGNORE_INDEX).sum())
 
 
+_MAX_TOKENISED = 1024
+"""Texts whose tokens an adapter remembers."""
+
+
 class ChatAdapter:
     """Clips and messages to model input, for the model in `model_path`."""
 
@@ -78,6 +83,7 @@ class ChatAdapter:
         self.patches = PatchLayout.of(self.processor.video_processor)
         self.temporal_patch_size: int = self.patches.temporal_patch_size
         self._path = str(model_path)
+        self._tokenised: dict[str, list[int]] = {}
 
     @functools.cached_property
     def vision_config(self) -> Any:
@@ -98,11 +104,22 @@ class ChatAdapter:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of `prompt_text`, with the one video placeholder not yet expanded (what vLLM takes)."""
-        return list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])
+        return self._tokens(json.dumps(messages), lambda: self.prompt_text(messages))
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of the assistant's `answer` and its end token: what is supervised, and what a label's likelihood sums over."""
-        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end_token_id]
+        return [*self._tokens(f"answer {answer}", lambda: answer), self.end_token_id]
+
+    def _tokens(self, key: str, make_text: Callable[[], str]) -> list[int]:
+        """Of the text that `key` stands for. Questions and labels come again with every video; texts that do not, such as rationales, are
+        forgotten in time."""
+        known = self._tokenised.get(key)
+        if known is None:
+            known = self.tokenizer(make_text(), add_special_tokens=False)["input_ids"]
+            if len(self._tokenised) >= _MAX_TOKENISED:
+                self._tokenised = {}
+            self._tokenised[key] = known
+        return list(known)
 
     def second_per_grid_ts(self, clip: Clip) -> float:
         """Seconds between temporal patches of `clip`, rounded to bfloat16 (by at most 0.2 %; 2.0 at 1 FPS stays 2.0).

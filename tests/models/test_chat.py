@@ -10,6 +10,7 @@ import torch
 from transformers import AutoProcessor
 
 from rbft.errors import ModelError
+from rbft.models import chat
 from rbft.models.chat import IGNORE_INDEX, ChatAdapter
 from rbft.models.load import load_model
 from rbft.records import Clip
@@ -132,3 +133,13 @@ def test_a_batch_is_padded_on_the_right_and_padding_is_not_supervised(adapter: C
 def test_a_folder_without_a_processor_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"{tmp_path}: no processor can be loaded from it"):
         ChatAdapter(tmp_path, SPEC)
+
+
+def test_what_was_tokenised_before_is_the_same_and_belongs_to_who_asks(adapter: ChatAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "_MAX_TOKENISED", 3)
+    first = adapter.answer_ids("dog")
+    first.append(0)
+    for text in ("a cat", "dog", "a bird", "dog"):
+        assert adapter.answer_ids(text)[:-1] == adapter.tokenizer(text, add_special_tokens=False)["input_ids"]
+        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
+        assert adapter.prompt_ids(messages) == adapter.tokenizer(adapter.prompt_text(messages), add_special_tokens=False)["input_ids"]
