@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,23 +43,34 @@ class Service:
     url: str
     process: psutil.Process
 
-    def memory_bytes(self) -> int:
-        """Of the process and all below it, each page once as far as the kernel says so (PSS)."""
-        return sum(_proportional(each) for each in (self.process, *self.process.children(recursive=True)))
+    def memory_bytes(self) -> dict[str, int]:
+        """What the service does -> bytes of its processes, each page once as far as the kernel says so (PSS)."""
+        held: Counter[str] = Counter()
+        for part, each in self._processes():
+            held[part] += _proportional(each)
+        return held
 
     def cpu_s(self) -> dict[str, float]:
         """What the service does -> seconds of CPU that its processes have had."""
         spent: dict[str, float] = {}
-        for each in (self.process, *self.process.children(recursive=True)):
+        for part, each in self._processes():
             try:
-                line, times = " ".join(each.cmdline()), each.cpu_times()
+                times = each.cpu_times()
             except psutil.Error:  # it has ended meanwhile
                 continue
-            part = next((part for mark, part in _PARTS.items() if mark in line), "rest of Ray" if "ray" in line else "server")
             spent[part] = spent.get(part, 0.0) + times.user + times.system
             if part == "replica":  # its decoders that have been replaced
                 spent["decoders"] = spent.get("decoders", 0.0) + times.children_user + times.children_system
         return spent
+
+    def _processes(self) -> Iterator[tuple[str, psutil.Process]]:
+        """Each process, with what it does."""
+        for each in (self.process, *self.process.children(recursive=True)):
+            try:
+                line = " ".join(each.cmdline())
+            except psutil.Error:  # it has ended meanwhile
+                continue
+            yield next((part for mark, part in _PARTS.items() if mark in line), "rest of Ray" if "ray" in line else "server"), each
 
 
 _PARTS = {

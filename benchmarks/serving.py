@@ -343,6 +343,10 @@ def _soak_page(figures: dict[str, Any], with_media: bool) -> str:
     rows = "\n".join(
         f"| {kind} | {', '.join(f'{count} x {status}' for status, count in each.items())} |" for kind, each in figures["statuses"].items()
     )
+    parts = "\n".join(
+        f"| {name} | {mib} | {figures['memory_slope_mib_per_minute'][name]:+.1f} |"
+        for name, mib in sorted(figures["memory_mib"].items(), key=lambda item: -item[1])
+    )
     return f"""# Minutes of mixed load on the service
 
 `python -m benchmarks serving --soak {figures["minutes"]:g}`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {used}.
@@ -354,9 +358,13 @@ short and flipped files, playlists, bodies that are too large or no form{media}.
 {rows}
 
 {figures["requests"]} requests in {figures["minutes"]:g} minutes: {figures["unanswered"]} without an answer,
-{figures["num_5xx_but_503"]} with a 5xx other than 503. Memory of all processes of the service, each page once:
-{figures["memory_mib"]} MiB in the median, growing by
-{figures["memory_slope_mib_per_minute"]} MiB a minute after the first fifth of the time.
+{figures["num_5xx_but_503"]} with a 5xx other than 503.
+
+Memory of the service's processes, each page once, after the first three tenths of the time:
+
+| part | MiB, median | MiB a minute |
+| --- | ---: | ---: |
+{parts}
 """
 
 

@@ -19,13 +19,16 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.http_load import Ask, Reply, multipart, send, session
 from benchmarks.services import Service
 
+Floats = npt.NDArray[np.float64]
+
 _SAMPLE_EVERY_S = 5.0
-_WARM_SHARE = 0.2
-"""Of the samples of memory; caches fill first."""
+_WARM_SHARE = 0.3
+"""Of the time; caches fill first."""
 _NUM_CLIENTS = {"labels": 8, "reasons": 2, "hostile": 3}
 _MAX_UPLOAD_BYTES = 4 << 20
 SETTINGS = [f"serve.max_upload_bytes={_MAX_UPLOAD_BYTES}", "serve.clip_cache_bytes=16000000"]
@@ -40,22 +43,30 @@ class Soaked:
     statuses: dict[str, Counter[int]] = field(default_factory=lambda: {kind: Counter() for kind in _NUM_CLIENTS})
     num_unanswered: int = 0
     """Requests whose connection ended without an answer."""
-    memory_bytes: list[tuple[float, int]] = field(default_factory=list)
-    """Seconds since the beginning, bytes."""
+    memory_bytes: list[tuple[float, dict[str, int]]] = field(default_factory=list)
+    """Seconds since the beginning, and bytes of each part of the service."""
 
     def figures(self) -> dict[str, Any]:
         answered: Counter[int] = sum(self.statuses.values(), Counter())
-        warm = self.memory_bytes[int(_WARM_SHARE * len(self.memory_bytes)) :]
-        at, held = np.array(warm).T
         return {
             "minutes": round(self.seconds / 60, 1),
             "requests": sum(answered.values()) + self.num_unanswered,
             "unanswered": self.num_unanswered,
             "statuses": {kind: dict(sorted(each.items())) for kind, each in self.statuses.items()},
             "num_5xx_but_503": sum(count for status, count in answered.items() if status >= 500 and status != 503),
-            "memory_mib": round(statistics.median(held) / 2**20),
-            "memory_slope_mib_per_minute": round(float(np.polyfit(at / 60, held / 2**20, 1)[0]), 2),
+            "memory_mib": {name: round(statistics.median(held)) for name, (_, held) in self._warm_memory().items()},
+            "memory_slope_mib_per_minute": {
+                name: round(float(np.polyfit(at, held, 1)[0]), 2) for name, (at, held) in self._warm_memory().items()
+            },
         }
+
+    def _warm_memory(self) -> dict[str, tuple[Floats, Floats]]:
+        """Of each part, and of all: minutes since the beginning, and MiB, once caches are full."""
+        warm = [(seconds / 60, parts) for seconds, parts in self.memory_bytes if seconds >= _WARM_SHARE * self.seconds]
+        at = np.array([minutes for minutes, _ in warm])
+        names = sorted({name for _, parts in warm for name in parts})
+        held = {name: np.array([parts.get(name, 0) / 2**20 for _, parts in warm]) for name in names}
+        return {"all": (at, np.sum(list(held.values()), axis=0))} | {name: (at, each) for name, each in held.items()}
 
 
 async def soak(service: Service, videos: Iterator[bytes], minutes: float, media: Path | None) -> Soaked:

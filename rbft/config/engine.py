@@ -97,6 +97,9 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = Field(0.90, gt=0, le=1)
     kv_cache_gib_cpu: float = Field(2.0, gt=0)
     """VLLM_CPU_KVCACHE_SPACE, in whole GiB and 1 at least; CPU only."""
+    video_cache_gib: float = Field(4.0, gt=0)
+    """Of processed videos that an engine keeps in the node's memory (vLLM's `mm_processor_cache_gb`): a label after the first, or a
+    rationale after its label, finds its video there. 30 s at the paper's size are 32 MB in bfloat16."""
     block_size: int | None = None
     """Tokens in a block of the prefix cache; None is the engine's own choice (128 on CPU, so short prompts never share)."""
     enforce_eager: bool = False

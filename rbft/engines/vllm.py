@@ -231,6 +231,7 @@ def engine_arguments(model: ModelConfig, config: EngineConfig, adapter: ChatAdap
         "enforce_eager": config.enforce_eager,
         "seed": seed,
         "limit_mm_per_prompt": {"image": 0, "video": 1},
+        "mm_processor_cache_gb": config.video_cache_gib,
         "mm_processor_kwargs": adapter.video_kwargs,
         "disable_log_stats": True,
         "max_logprobs": _MAX_READ,
