@@ -27,6 +27,7 @@ from rbft.errors import EngineError, ServiceError
 
 _WAIT_S = 600.0
 _LONGER_THAN_PATIENCE_S = 60.0
+_LOG = "train.log"
 _NODE_CPUS = 3
 """Room for one training worker, or for one replica and its engine."""
 
@@ -88,12 +89,12 @@ def node_dies_in_training() -> float:
         nodes([_NODE_CPUS, _NODE_CPUS]) as cluster,
         _training(cluster, Path(folder)) as job,
     ):
-        _wait_until(lambda: _num_steps(folder) >= 5, job)
+        _wait_until(lambda: _num_steps(folder) >= 5, job, Path(folder) / _LOG)
         node = cluster.node_with("RayTrainWorker")
         assert node is not None, "no node has the worker"
         killed, done = time.time(), _num_steps(folder)
         cluster.kill_node(node)
-        _wait_until(lambda: _num_steps(folder) > done, job)
+        _wait_until(lambda: _num_steps(folder) > done, job, Path(folder) / _LOG)
         return time.time() - killed
 
 
@@ -105,7 +106,7 @@ def _training(cluster: LocalCluster, folder: Path) -> Iterator[subprocess.Popen[
     settings += ["training.classify_epochs=500", "training.global_batch_size=4", "training.checkpoint_every_steps=1"]
     words = [sys.executable, "ray_jobs/train.py", "--config", "configs/miniature.yaml"]
     words += [word for setting in settings for word in ("--set", setting)]
-    with (folder / "train.log").open("wb") as log:
+    with (folder / _LOG).open("wb") as log:
         job = subprocess.Popen(words, cwd=ROOT, env=cluster.environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield job
@@ -173,25 +174,25 @@ def link_is_cut() -> float | None:
         def num_began() -> int:
             return len(list(run.glob("began-*")))
 
-        _wait_until(lambda: num_began() == 2 and len(list(run.glob("parts/*.parquet"))) >= 2, job)
+        _wait_until(lambda: num_began() == 2 and len(list(run.glob("parts/*.parquet"))) >= 2, job, machines.log)
         machines.cut()
         time.sleep(_LONGER_THAN_PATIENCE_S)
         machines.mend()
         mended = time.time()
-        _wait_until(lambda: node.poll() is not None, job)
+        _wait_until(lambda: node.poll() is not None, job, machines.log)
         machines.start_ray(NODE)
-        _wait_until(lambda: num_began() == 3, job)
+        _wait_until(lambda: num_began() == 3, job, machines.log)
         back_s = time.time() - mended
         assert job.wait(_WAIT_S) == 0, machines.log
         return back_s
 
 
-def _wait_until(condition: Callable[[], bool], job: subprocess.Popen[bytes]) -> None:
-    """Raises `SystemExit` if the job ends before that, or time does."""
+def _wait_until(condition: Callable[[], bool], job: subprocess.Popen[bytes], log: Path) -> None:
+    """Raises `SystemExit` with the end of the job's `log` if the job ends before that, or time does."""
     deadline = time.monotonic() + _WAIT_S
     while not condition():
         if job.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the job did not get that far: {job.args!r}")
+            raise SystemExit(f"the job did not get that far:\n{log.read_text(errors='replace')[-3000:]}")
         time.sleep(0.05)
 
 

@@ -6,7 +6,6 @@ We build the optimiser and set its rates ourselves: a DeepSpeed `optimizer` or `
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -181,17 +180,7 @@ def forward_backward(engine: Any, micro_batches: Sequence[MicroBatch], flags: Se
     bad_ranks = tuple((~found[:, 0].isfinite()).nonzero()[:, 0].tolist())
     if not bad_ranks:
         engine.step()
-    if device.type == "cpu":
-        _give_back_freed()
     return StepOutcome(float(found[:, 0].sum()) / (weight or 1.0), int(num_tokens), tuple(found[:, 1:].amax(dim=0).tolist()), bad_ranks)
-
-
-def _give_back_freed() -> None:
-    """Have the C library return to the system what it keeps of freed tensors. Packed rows differ in length from step to step, and the holes
-    that they leave would add up to a sixth of a training's memory (`benchmarks/results/training.md`, 85M parameters)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def whole_state_dict(engine: Any, adapters_only: bool = False) -> dict[str, torch.Tensor] | None:
