@@ -103,7 +103,8 @@ def _training(cluster: LocalCluster, folder: Path) -> Iterator[subprocess.Popen[
     """Direct-SFT on a few of the miniature's clips, for so many epochs that it is ended before its end."""
     manifest = write_world(folder / "world", sample_world(seed=77, sizes={"train": 48, "test": 2}))
     settings = [f"output_dir={folder}", "name=run", f"data.manifest={manifest}", 'evaluation.systems=["direct-sft-1"]']
-    settings += ["training.classify_epochs=500", "training.global_batch_size=4", "training.checkpoint_every_steps=1"]
+    settings += ["training.classify_epochs=500", "training.num_workers=1", "training.global_batch_size=4", "training.micro_batch_size=4"]
+    settings += ["training.checkpoint_every_steps=1"]
     words = [sys.executable, "ray_jobs/train.py", "--config", "configs/miniature.yaml"]
     words += [word for setting in settings for word in ("--set", setting)]
     with (folder / _LOG).open("wb") as log:

@@ -127,7 +127,7 @@ def test_a_store_that_refuses_ends_the_stage_and_what_was_not_saved_is_saved_by_
     on_disk: StageSpec, stage: StageSpec, items: list[TrainingItem], s3: FlakyS3, refused: str
 ) -> None:
     s3.refused = refused
-    with pytest.raises(ProcessRaisedException, match=rf"CheckpointError: {STORE}: .*ACCESS_DENIED.*mend the .*store"):
+    with pytest.raises(ProcessRaisedException, match=rf"CheckpointError: {STORE}/.*: cannot be written .*ACCESS_DENIED.*mend the .*store"):
         run_workers(in_store, 2, s3.environment, run_stage, stage, items)
     assert not artifacts.is_complete(f"{STORE}/final")
     here = sorted(path.parent.name for path in Path(stage.folder).glob("checkpoints/step-*/COMPLETE.json"))
