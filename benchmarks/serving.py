@@ -27,7 +27,8 @@ import numpy as np
 from benchmarks.http_load import Ask, Measured, Reply, ask_all, chat, multipart, send, session
 from benchmarks.machine import describe_machine
 from benchmarks.services import PEER_MODEL, ROOT, Service, ours, vllm_server
-from benchmarks.soak import SETTINGS, soak
+from benchmarks.soak import PAGE_MINUTES, SETTINGS, soak, soak_page
+from benchmarks.soak import RESULT as SOAK_RESULT
 from miniature.draw import render
 from miniature.world import sample_world
 from miniature.write import encode_mp4
@@ -36,9 +37,6 @@ from rbft.config import RunConfig, load_config
 from rbft.models.chat import ChatAdapter
 
 RESULT = ROOT / "benchmarks/results/serving.md"
-SOAK_RESULT = ROOT / "benchmarks/results/soak.md"
-SOAK_MINUTES = 10.0
-"""Of mixed load, at least, for a page."""
 CONFIG = ROOT / "configs/miniature.yaml"
 
 NUM_ROUNDS = 5
@@ -101,8 +99,8 @@ def _soak(chosen: argparse.Namespace) -> None:
     ):
         figures = asyncio.run(soak(service, _videos(), chosen.soak, chosen.media)).figures()
     print(json.dumps(figures, indent=2))
-    if chosen.soak >= SOAK_MINUTES:
-        SOAK_RESULT.write_text(_soak_page(figures, chosen.media is not None))
+    if chosen.soak >= PAGE_MINUTES:
+        SOAK_RESULT.write_text(soak_page(figures, chosen.media is not None))
         print(f"wrote {SOAK_RESULT.relative_to(ROOT)}")
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -334,37 +332,6 @@ Milliseconds of CPU a request, with {max(result.levels)} clients:
 
 With {NUM_STREAMS} rationales asked for all the time as streams, of which the service writes a sixth of `engine.max_num_seqs` at once, the
 p95 of {_NUM_BESIDE_STREAMS[0]} clients' classifications is {result.beside()}.
-"""
-
-
-def _soak_page(figures: dict[str, Any], with_media: bool) -> str:
-    used = ", ".join(f"{package} {version}" for package, version in versions().items())
-    media = ", and a folder of 238 real, odd and broken video files (`--media`)" if with_media else ""
-    rows = "\n".join(
-        f"| {kind} | {', '.join(f'{count} x {status}' for status, count in each.items())} |" for kind, each in figures["statuses"].items()
-    )
-    parts = "\n".join(
-        f"| {name} | {mib} | {figures['memory_slope_mib_per_minute'][name]:+.1f} |"
-        for name, mib in sorted(figures["memory_mib"].items(), key=lambda item: -item[1])
-    )
-    return f"""# Minutes of mixed load on the service
-
-`python -m benchmarks serving --soak {figures["minutes"]:g}`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {used}.
-Eight clients ask for labels, two for labels with reasons and then for streamed reasons, three send what is no video: broken, empty, cut
-short and flipped files, playlists, bodies that are too large or no form{media}.
-
-| asked | answers |
-| --- | --- |
-{rows}
-
-{figures["requests"]} requests in {figures["minutes"]:g} minutes: {figures["unanswered"]} without an answer,
-{figures["num_5xx_but_503"]} with a 5xx other than 503.
-
-Memory of the service's processes, each page once, after the first three tenths of the time:
-
-| part | MiB, median | MiB a minute |
-| --- | ---: | ---: |
-{parts}
 """
 
 

@@ -22,13 +22,18 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.http_load import Ask, Reply, multipart, send, session
-from benchmarks.services import Service
+from benchmarks.machine import describe_machine
+from benchmarks.services import ROOT, Service
+from ray_jobs.run import versions
 
 Floats = npt.NDArray[np.float64]
 
 _SAMPLE_EVERY_S = 5.0
 _WARM_SHARE = 0.3
 """Of the time; caches fill first."""
+RESULT = ROOT / "benchmarks/results/soak.md"
+PAGE_MINUTES = 10.0
+"""Of mixed load, at least, for a page."""
 _NUM_CLIENTS = {"labels": 8, "reasons": 2, "hostile": 3}
 _MAX_UPLOAD_BYTES = 4 << 20
 SETTINGS = [f"serve.max_upload_bytes={_MAX_UPLOAD_BYTES}", "serve.clip_cache_bytes=16000000"]
@@ -139,3 +144,35 @@ def _hostile(url: str, good: Sequence[bytes], media: Path | None) -> list[Ask]:
     asks += [multipart(f"{url}/v1/rationale", None, video_id="never-was"), multipart(f"{url}/v1/frames", None, video_id="")]
     generator.shuffle(asks)
     return asks
+
+
+def soak_page(figures: dict[str, Any], with_media: bool) -> str:
+    """The page about `figures`, those of a `Soaked`."""
+    used = ", ".join(f"{package} {version}" for package, version in versions().items())
+    media = ", and a folder of 238 real, odd and broken video files (`--media`)" if with_media else ""
+    rows = "\n".join(
+        f"| {kind} | {', '.join(f'{count} x {status}' for status, count in each.items())} |" for kind, each in figures["statuses"].items()
+    )
+    parts = "\n".join(
+        f"| {name} | {mib} | {figures['memory_slope_mib_per_minute'][name]:+.1f} |"
+        for name, mib in sorted(figures["memory_mib"].items(), key=lambda item: -item[1])
+    )
+    return f"""# Minutes of mixed load on the service
+
+`python -m benchmarks serving --soak {figures["minutes"]:g}`, {time.strftime("%Y-%m-%d")}, on {describe_machine()}. {used}.
+Eight clients ask for labels, two for labels with reasons and then for streamed reasons, three send what is no video: broken, empty, cut
+short and flipped files, playlists, bodies that are too large or no form{media}.
+
+| asked | answers |
+| --- | --- |
+{rows}
+
+{figures["requests"]} requests in {figures["minutes"]:g} minutes: {figures["unanswered"]} without an answer,
+{figures["num_5xx_but_503"]} with a 5xx other than 503.
+
+Memory of the service's processes, each page once, after the first three tenths of the time:
+
+| part | MiB, median | MiB a minute |
+| --- | ---: | ---: |
+{parts}
+"""
