@@ -7,7 +7,6 @@ engines that only sleep (`benchmarks.sleeping_job`); training and the service ar
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -155,7 +154,7 @@ def _service(cluster: LocalCluster) -> Iterator[Client]:
         with Client(ready.split()[1]) as client:
             yield client
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.communicate(timeout=300)
 
 

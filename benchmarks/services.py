@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -126,7 +125,7 @@ def _started(command: Sequence[str], environment: dict[str, str], log: Path, url
 def _end(process: subprocess.Popen[bytes]) -> None:
     tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(timeout=60)
         except subprocess.TimeoutExpired:
