@@ -151,7 +151,7 @@ sixteen GPUs.
 Generation is of engines that sleep: the start of an engine is to be added. A node that dies in generation is replaced by another while
 the job goes on, and the time is until an actor begins there. In training it is the node of the only worker, beside another; the time is
 until an optimiser step is new, with the start of Python, DeepSpeed and the model in it. Under serving it has one of two replicas; the time
-is until the first of twenty answers in a row. The link to one of two nodes is cut for a minute, longer than Ray's patience: the other goes
+is until the first of twenty answers in a row. The link to one of two nodes is cut for longer than Ray's patience, a good minute: the other goes
 on meanwhile, and the time is from the link's return until an actor begins on the node, which has left by itself and been started again. A
 driver is killed and submitted again; with the head go the job and its node with room for two actors, or its two nodes with room for one
 each, and all of them are started again, one after the other on this one machine: elsewhere nodes start side by side. The time is until a

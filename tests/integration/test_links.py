@@ -20,7 +20,7 @@ PATIENCE = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
 }
-"""A node that is silent for some ten seconds is given up; Ray's own is half a minute."""
+"""A node that is silent for some ten seconds is given up; Ray's own patience is a good minute."""
 
 
 @pytest.fixture
