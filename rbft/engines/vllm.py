@@ -94,23 +94,30 @@ class VllmEngine:
     async def _score(
         self, clip: Clip, messages: Sequence[Message], labels: Sequence[str], max_new_tokens: int | None
     ) -> tuple[dict[str, float], Any]:
-        """Label -> log-likelihood, and the request that came first: greedy text of `max_new_tokens`, or no more than the labels need."""
+        """Label -> log-likelihood, and the request that came first: greedy text of `max_new_tokens`, or one token."""
         answers = {label: self.adapter.answer_ids(label) for label in labels}
         tree = label_tree(answers)
         prompt = self.adapter.vllm_prompt(clip, messages)
         rendered = await self._render(prompt)
-        # The root alone at first: it puts the video into the prefix cache, where the others find it, and it reads all along its way.
-        reads, first = await self._walk(rendered, tree, (), max_new_tokens)
         # By its name, so that nobody has to look at the frames again.
         known = prompt | {"multi_modal_uuids": rendered["mm_hashes"]}
-        while nodes := next_to_read(tree, reads):
-            for walk, _ in await asyncio.gather(*(self._walk_on(known, tree, node) for node in nodes)):
+        # All that may follow the root with it: requests of one step share what the first of them computes of the video. But not where the
+        # root's text is asked for anyway, which reads all along its way.
+        below = [(token,) for token in tree[()] if (token,) in tree] if max_new_tokens is None else []
+        (reads, first), *walks = await asyncio.gather(
+            self._walk(rendered, tree, (), max_new_tokens or 1), *(self._walk_on(known, tree, node, _LABELS) for node in below)
+        )
+        while True:
+            for walk, _ in walks:
                 reads.update(walk)
+            if not (nodes := next_to_read(tree, reads)):
+                break
+            walks = await asyncio.gather(*(self._walk_on(known, tree, node, _SAME_VIDEO) for node in nodes))
         return sum_over_tree(answers, reads), first
 
-    async def _walk_on(self, prompt: dict[str, Any], tree: dict[Prefix, list[int]], node: Prefix) -> tuple[_Reads, Any]:
+    async def _walk_on(self, prompt: dict[str, Any], tree: dict[Prefix, list[int]], node: Prefix, priority: int) -> tuple[_Reads, Any]:
         rendered = await self._render(prompt | {"prompt_token_ids": [*prompt["prompt_token_ids"], *node]})
-        return await self._walk(rendered, tree, node, priority=_SAME_VIDEO)
+        return await self._walk(rendered, tree, node, priority=priority)
 
     async def _walk(
         self, rendered: Any, tree: dict[Prefix, list[int]], node: Prefix, max_new_tokens: int | None = None, priority: int = _LABELS
