@@ -268,6 +268,8 @@ def _set_environment(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.kv_cache_gib_cpu))))
     # Ray places actors and the kernel their threads; vLLM's own binding would put every engine on the same cores.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # oneDNN keeps what it compiled for each number of tokens in a step, a thousand by default: a quarter of a GiB, filled over an hour.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     # vLLM takes "mp" for "uni" on CPUs, so that it can bind threads there; not with this set. `AsyncLLM` has its engine's process anyway.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     logging.getLogger("vllm.engine.arg_utils").setLevel(logging.ERROR)  # of a seed set in this process, which runs no model
